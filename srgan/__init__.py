@@ -1,0 +1,27 @@
+"""SRGAN super-resolution: a photograph in, four times larger with believable detail out.
+
+>>> from PIL import Image
+>>> from srgan import Upscaler
+>>> Upscaler().upscale(Image.open("photo.jpg")).save("large.png")
+"""
+
+from srgan.errors import Cancelled, ImageError, SRGANError, WeightsError
+from srgan.generator import SCALE, Generator, GeneratorConfig
+from srgan.image import open_image, save_image
+from srgan.upscaler import Upscaler
+from srgan.weights import load_weights, save_weights
+
+__all__ = [
+    "SCALE",
+    "Cancelled",
+    "Generator",
+    "GeneratorConfig",
+    "ImageError",
+    "SRGANError",
+    "Upscaler",
+    "WeightsError",
+    "load_weights",
+    "open_image",
+    "save_image",
+    "save_weights",
+]

@@ -1,0 +1,118 @@
+"""Runs the network on an image of any size in bounded memory, with the whole image's result.
+
+A tile is computed with a halo as wide as the network sees, which is then thrown away, so no seam
+can arise. The body sees 37 pixels far and takes little memory; the tail sees 3 and takes nearly
+all of it. So the body has large tiles, the tail small ones within them, and little is computed
+twice.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+from torch import Tensor
+
+from srgan.generator import SCALE, InferenceGenerator
+
+Rectangle = tuple[slice, slice]
+
+
+def enlarge_tiled(
+    network: InferenceGenerator,
+    lr: Tensor,
+    *,
+    body_tile: int = 512,
+    tail_tile: int = 64,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Enlarges tile by tile; equal to `network(lr)` up to the rounding of float32.
+
+    Args:
+        network: on the device of `lr`.
+        lr: (1, 3, h, w) in [0, 1].
+        body_tile: largest side of the body's tiles in LR pixels, halo not included.
+        tail_tile: largest side of the tail's tiles in LR pixels, halo not included.
+        progress: called after every tail tile and every residual block of a body tile with the
+            share of the work that is done, in (0, 1]. What it raises ends the work.
+
+    Returns:
+        (1, 3, 4h, 4w), not clamped.
+
+    Raises:
+        ValueError: a tile is smaller than one pixel.
+    """
+    if min(body_tile, tail_tile) < 1:
+        raise ValueError(f"tiles need at least 1 pixel a side, got {min(body_tile, tail_tile)}")
+    height, width = lr.shape[2:]
+    halo = network.tail_halo
+    # (tile, the features its tail needs, the pixels its body needs)
+    body_tiles = [
+        (
+            tile,
+            _grow(tile, halo, height, width),
+            _grow(tile, halo + network.body_halo, height, width),
+        )
+        for tile in _tiles(slice(0, height), slice(0, width), body_tile)
+    ]
+    total = sum(_area(context) for _, _, context in body_tiles) * network.body_work
+    total += height * width * network.tail_work
+    done = 0.0
+
+    def advance(work: float) -> None:
+        nonlocal done
+        done += work
+        if progress is not None:
+            progress(min(1.0, done / total))
+
+    sr = lr.new_empty(1, 3, SCALE * height, SCALE * width)
+    for tile, inner, context in body_tiles:
+        step = _area(context) * network.body_work / network.depth
+        features = network.body(_cut(lr, context), lambda step=step: advance(step))
+        features = _cut(features, _relative(inner, context))
+        for part in _tiles(*tile, tail_tile):
+            seen = _grow(part, halo, height, width)
+            enlarged = network.tail(_cut(features, _relative(seen, inner)))
+            _cut(sr, _scaled(part))[:] = _cut(enlarged, _scaled(_relative(part, seen)))
+            advance(_area(part) * network.tail_work)
+    return sr
+
+
+def _tiles(rows: slice, columns: slice, side: int) -> Iterator[Rectangle]:
+    """Covers a rectangle with tiles of at most `side`, as equal in size as can be."""
+    for row in _split(rows, side):
+        for column in _split(columns, side):
+            yield row, column
+
+
+def _split(span: slice, side: int) -> list[slice]:
+    length = span.stop - span.start
+    count = -(-length // side)
+    edges = [span.start + length * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def _grow(tile: Rectangle, halo: int, height: int, width: int) -> Rectangle:
+    """The tile with its halo, as far as the image goes: at its edges the network pads itself."""
+    rows, columns = tile
+    return (
+        slice(max(0, rows.start - halo), min(height, rows.stop + halo)),
+        slice(max(0, columns.start - halo), min(width, columns.stop + halo)),
+    )
+
+
+def _relative(inner: Rectangle, outer: Rectangle) -> Rectangle:
+    return tuple(
+        slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True)
+    )
+
+
+def _scaled(tile: Rectangle) -> Rectangle:
+    return tuple(slice(SCALE * span.start, SCALE * span.stop) for span in tile)
+
+
+def _area(tile: Rectangle) -> int:
+    rows, columns = tile
+    return (rows.stop - rows.start) * (columns.stop - columns.start)
+
+
+def _cut(tensor: Tensor, tile: Rectangle) -> Tensor:
+    return tensor[(slice(None), slice(None), *tile)]

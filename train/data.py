@@ -1,0 +1,172 @@
+"""A prepared dataset (`train.prepare`) -> batches of (LR, HR) crops, made on the device.
+
+The whole dataset lies in one uint8 tensor, on the GPU where there is one, so that a batch costs a
+gather and a small convolution and no loader ever waits.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srgan.generator import SCALE
+
+IMAGES_FILE = "images.bin"
+INDEX_FILE = "index.npy"
+MANIFEST_FILE = "manifest.json"
+
+#: HR pixels that decide over one LR pixel beyond its own four: the antialiased bicubic kernel
+#: reaches 2 × SCALE from the centre.
+MARGIN = 2 * SCALE
+
+
+def degrade(hr: Tensor) -> Tensor:
+    """The one definition of a low-res image: bicubic ÷4 with antialiasing, to 8 bits.
+
+    Equals Pillow's `Image.resize(…, BICUBIC)` within 1/255 (Pillow also rounds between its
+    horizontal and its vertical pass).
+
+    Args:
+        hr: (N, 3, H, W) in [0, 1], H and W multiples of 4.
+
+    Returns:
+        (N, 3, H/4, W/4) in [0, 1], multiples of 1/255.
+    """
+    lr = F.interpolate(hr, scale_factor=1 / SCALE, mode="bicubic", antialias=True)
+    return lr.clamp_(0, 1).mul_(255).round_().div_(255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedImages:
+    """Images of many sizes, one after another in one flat tensor.
+
+    Attributes:
+        pixels: (bytes,) uint8, RGB, HWC; on any device.
+        index: (n, 3) int64: byte offset, height, width; on the CPU.
+        names: file names, for messages and sample pictures.
+    """
+
+    pixels: Tensor
+    index: Tensor
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def image(self, i: int) -> Tensor:
+        """One whole image, (1, 3, H, W) float32 in [0, 1], on the device of the pixels."""
+        offset, height, width = self.index[i].tolist()
+        pixels = self.pixels[offset : offset + height * width * 3]
+        return pixels.view(1, height, width, 3).permute(0, 3, 1, 2).float().div_(255)
+
+
+def load_packed(
+    folder: str | Path, device: torch.device | str = "cpu"
+) -> tuple[PackedImages, PackedImages]:
+    """Reads a prepared dataset.
+
+    On the CPU the pixels stay a memory map, shared between processes; on a GPU they are copied.
+
+    Returns:
+        The training and the validation images.
+
+    Raises:
+        ValueError: the folder is not a complete prepared dataset; the message says what to do.
+    """
+    folder = Path(folder)
+    missing = [n for n in (IMAGES_FILE, INDEX_FILE, MANIFEST_FILE) if not (folder / n).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} is not a prepared dataset: {', '.join(missing)} missing. "
+            f"Make one with `python -m train.prepare`."
+        )
+    index = torch.from_numpy(np.load(folder / INDEX_FILE))  # (n, 4)
+    images = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["images"]
+    size = int((index[:, 1] * index[:, 2] * 3).sum())
+    if (folder / IMAGES_FILE).stat().st_size != size or len(images) != len(index):
+        raise ValueError(f"{folder} is damaged: its files don't belong together. Prepare it again.")
+    # Mode "c", copy-on-write: torch wants a writable array, the file stays as it is.
+    pixels = torch.from_numpy(np.memmap(folder / IMAGES_FILE, np.uint8, mode="c")).to(device)
+
+    def split(which: int) -> PackedImages:
+        chosen = (index[:, 3] == which).nonzero()[:, 0]
+        return PackedImages(
+            pixels=pixels,
+            index=index[chosen, :3].contiguous(),
+            names=[images[i]["name"] for i in chosen.tolist()],
+        )
+
+    return split(0), split(1)
+
+
+class CropSampler:
+    """Draws random (LR, HR) crops from packed images.
+
+    An image is drawn with a probability proportional to the number of its crops, so that every
+    crop of the dataset is equally likely, then flipped and transposed at random. The crop is taken
+    with a margin from which only the degradation sees, so LR is what the whole image would give.
+
+    Args:
+        images: where to crop.
+        crop: side of the HR crop in pixels, a multiple of 4.
+        batch: crops a batch.
+        generator: the source of all randomness, on the CPU; saving its state makes a run resumable.
+
+    Raises:
+        ValueError: `crop` is not a multiple of 4, or no image is large enough.
+    """
+
+    def __init__(self, images: PackedImages, *, crop: int, batch: int, generator: torch.Generator):
+        if crop % SCALE:
+            raise ValueError(f"crop must be a multiple of {SCALE}, got {crop}")
+        self.images = images
+        self.batch = batch
+        self.generator = generator
+        self.crop = crop
+        self.side = crop + 2 * MARGIN  # what is read
+        room = (images.index[:, 1:] - self.side + 1).clamp(min=0)  # (n, 2) positions
+        self.positions = room[:, 0] * room[:, 1]
+        if not self.positions.any():
+            raise ValueError(
+                f"no image has {self.side} pixels on both sides, which a crop of {crop} needs "
+                f"with its margin: lower the crop or prepare larger images"
+            )
+        self.cumulative = self.positions.cumsum(0)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Draws a batch.
+
+        Returns:
+            LR (N, 3, crop/4, crop/4) and HR (N, 3, crop, crop), float32 in [0, 1], on the device
+            of the pixels.
+        """
+        total = int(self.cumulative[-1])
+        draw = torch.randint(total, (self.batch,), generator=self.generator)
+        orientation = torch.randint(8, (self.batch,), generator=self.generator)
+        chosen = torch.searchsorted(self.cumulative, draw, right=True)
+        within = draw - (self.cumulative[chosen] - self.positions[chosen])
+        offset, _, width = self.images.index[chosen].unbind(1)
+        across = width - self.side + 1
+        first = offset + 3 * (within // across * width + within % across)  # (N,) byte of the corner
+
+        device = self.images.pixels.device
+        first, row_bytes = first.to(device), (3 * width).to(device)
+        rows = torch.arange(self.side, device=device)
+        line = torch.arange(3 * self.side, device=device)
+        at = (first[:, None] + rows * row_bytes[:, None])[:, :, None] + line  # (N, side, 3 side)
+        crops = self.images.pixels[at].view(self.batch, self.side, self.side, 3)
+        crops = crops.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, side, side)
+
+        orientation = orientation.to(device)[:, None, None, None]
+        crops = torch.where(orientation & 1 > 0, crops.flip(3), crops)
+        crops = torch.where(orientation & 2 > 0, crops.flip(2), crops)
+        crops = torch.where(orientation & 4 > 0, crops.transpose(2, 3), crops)
+
+        context = MARGIN // SCALE
+        lr = degrade(crops)[:, :, context:-context, context:-context]
+        hr = crops[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
+        return lr.contiguous(), hr.contiguous()
