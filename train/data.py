@@ -114,19 +114,33 @@ class CropSampler:
         images: where to crop.
         crop: side of the HR crop in pixels, a multiple of 4.
         batch: crops a batch.
-        generator: the source of all randomness, on the CPU; saving its state makes a run resumable.
+        generator: the source of all randomness, on the CPU, the same in all processes.
+        rank, world_size: this process's number and how many there are; each takes its share of
+            every batch, so that together they see what one process would see alone.
 
     Raises:
-        ValueError: `crop` is not a multiple of 4, or no image is large enough.
+        ValueError: `crop` is not a multiple of 4, the processes can't share the batch evenly, or
+            no image is large enough.
     """
 
-    def __init__(self, images: PackedImages, *, crop: int, batch: int, generator: torch.Generator):
-        if crop % SCALE:
-            raise ValueError(f"crop must be a multiple of {SCALE}, got {crop}")
+    def __init__(
+        self,
+        images: PackedImages,
+        *,
+        crop: int,
+        batch: int,
+        generator: torch.Generator,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if crop < SCALE or crop % SCALE:
+            raise ValueError(f"crop must be a positive multiple of {SCALE}, got {crop}")
+        if batch % world_size:
+            raise ValueError(f"a batch of {batch} can't be shared by {world_size} processes")
         self.images = images
         self.batch = batch
+        self.share = slice(rank, None, world_size)
         self.generator = generator
-        self.crop = crop
         self.side = crop + 2 * MARGIN  # what is read
         room = (images.index[:, 1:] - self.side + 1).clamp(min=0)  # (n, 2) positions
         self.positions = room[:, 0] * room[:, 1]
@@ -142,11 +156,11 @@ class CropSampler:
 
         Returns:
             LR (N, 3, crop/4, crop/4) and HR (N, 3, crop, crop), float32 in [0, 1], on the device
-            of the pixels.
+            of the pixels; N is this process's share of the batch.
         """
         total = int(self.cumulative[-1])
-        draw = torch.randint(total, (self.batch,), generator=self.generator)
-        orientation = torch.randint(8, (self.batch,), generator=self.generator)
+        draw = torch.randint(total, (self.batch,), generator=self.generator)[self.share]
+        orientation = torch.randint(8, (self.batch,), generator=self.generator)[self.share]
         chosen = torch.searchsorted(self.cumulative, draw, right=True)
         within = draw - (self.cumulative[chosen] - self.positions[chosen])
         offset, _, width = self.images.index[chosen].unbind(1)
@@ -158,7 +172,7 @@ class CropSampler:
         rows = torch.arange(self.side, device=device)
         line = torch.arange(3 * self.side, device=device)
         at = (first[:, None] + rows * row_bytes[:, None])[:, :, None] + line  # (N, side, 3 side)
-        crops = self.images.pixels[at].view(self.batch, self.side, self.side, 3)
+        crops = self.images.pixels[at].view(-1, self.side, self.side, 3)
         crops = crops.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, side, side)
 
         orientation = orientation.to(device)[:, None, None, None]
@@ -170,3 +184,10 @@ class CropSampler:
         lr = degrade(crops)[:, :, context:-context, context:-context]
         hr = crops[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
         return lr.contiguous(), hr.contiguous()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What makes the next batches the same again."""
+        return {"random": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["random"])

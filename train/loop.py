@@ -1,96 +1,178 @@
-"""What both training stages share: schedule, precision, stopping, validation."""
+"""The training loop of both stages: schedule, precision, many GPUs, resuming, logs."""
 
+import contextlib
+import json
+import logging
 import math
+import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from srgan.generator import SCALE, Generator, InferenceGenerator, fold
-from srgan.metrics import psnr_y
-from train.data import PackedImages, degrade
+from train.checkpoint import LAST_FILE, load_checkpoint, save_checkpoint
+from train.data import CropSampler, PackedImages, degrade, load_packed
+
+logger = logging.getLogger(__name__)
+
+LOG_FILE = "log.jsonl"
+CONFIG_FILE = "config.json"
+
+
+class TrainingError(Exception):
+    """Training can't go on; the text says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long to train, and the learning rate on the way: linear warm-up, then half a cosine.
+class TrainingConfig:
+    """Settings that both stages share."""
 
-    Exactly one of `steps` and `minutes` is given. With `minutes` the curve follows the clock, so
-    that it ends in time on whatever machine; with `steps` a run is repeatable.
-    """
-
+    data: Path
+    """Folder made by train.prepare."""
+    out: Path
+    """Folder of the run: checkpoint, log and weights. If it holds a checkpoint, the run resumes."""
     steps: int | None = None
+    """Length of the training in steps, which makes it repeatable; either this or --minutes."""
     minutes: float | None = None
+    """Length of the training by the clock; the learning rate is planned to end with it."""
+    crop: int = 96
+    """Side of the HR crops in pixels."""
+    batch: int = 16
+    """Crops a step, over all GPUs together."""
+    learning_rate: float = 1e-4
+    """Adam's, at the top of its curve: linear warm-up, then half a cosine."""
     warmup: int = 200
+    """Steps in which the learning rate rises."""
+    ema: float = 0.999
+    """Decay a step of the moving average of the weights, which is the result."""
+    clip: float = 1.0
+    """Largest gradient norm; longer gradients are shortened to it."""
+    validate_every: int = 500
+    """Steps between validations; each also writes the checkpoint, sample pictures and, if it is
+    the best so far, the weights."""
+    validation_images: int = 16
+    """Held-out images to validate on."""
+    seed: int = 0
+    """Of the first weights and of the crops."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 …"""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Of the convolutions; auto is bf16 where the hardware multiplies in it."""
+    compile: bool = False
+    """torch.compile the generator."""
 
     def __post_init__(self):
         if (self.steps is None) == (self.minutes is None):
-            raise ValueError("give either steps or minutes")
-        if not (self.steps or self.minutes or 0) > 0:
-            raise ValueError("steps or minutes must be positive")
+            raise ValueError("give either --steps or --minutes")
+        for name in ("steps", "minutes", "learning_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("batch", "warmup", "validate_every", "validation_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the training that is done, 1 or more when it is over."""
         return step / self.steps if self.steps else seconds / (60 * self.minutes)
 
     def rate(self, step: int, seconds: float) -> float:
-        """Factor in [0, 1] on the learning rate."""
+        """Factor in [0, 1] on the learning rate at this step."""
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress(step, seconds))))
         return min(1.0, (step + 1) / self.warmup) * cosine
 
 
-class Stopwatch:
-    """Seconds of training, those before a resume included."""
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes that train together (`torchrun`), or this one alone."""
 
-    def __init__(self, seconds: float = 0.0):
-        self._zero = time.monotonic() - seconds
+    rank: int
+    size: int
+    device: torch.device
 
     @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._zero
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over the processes."""
+        if self.size == 1:
+            return module
+        # Buffers (statistics of BN) are each process's own, or fixed.
+        return DistributedDataParallel(module, broadcast_buffers=False)
+
+    def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
+        """The main process's clock, and whether any process wants to stop."""
+        if self.size == 1:
+            return seconds, stop
+        votes = torch.tensor([seconds if self.main else 0.0, float(stop)], device=self.device)
+        dist.all_reduce(votes)
+        return votes[0].item(), votes[1].item() > 0
 
 
-class StopOnSignal:
-    """Turns SIGTERM and Ctrl-C into a flag, so that the step and a checkpoint are finished."""
+@contextlib.contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Joins the processes that torchrun started, or stands alone.
 
-    def __init__(self):
-        self.stopped = False
-
-    def __enter__(self) -> "StopOnSignal":
-        self._previous = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._stop)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _stop(self, *_) -> None:
-        self.stopped = True
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    Args:
+        device: `auto` is CUDA where there is one, else the CPU.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if size == 1:
+        yield World(rank=0, size=1, device=torch.device(device))
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield World(rank=dist.get_rank(), size=size, device=torch.device(device))
+    finally:
+        dist.destroy_process_group()
 
 
-def choose_precision(name: Literal["auto", "bf16", "float32"], device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies in it, else float32."""
-    if name == "auto":
+def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """Context in which convolutions run in the configured precision."""
+    precision = config.precision
+    if precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported()
         else:
             fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        name = "bf16" if fast else "float32"
-    return torch.bfloat16 if name == "bf16" else torch.float32
+        precision = "bf16" if fast else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def load_data(config: TrainingConfig, world: World) -> tuple[CropSampler, PackedImages]:
+    """The sampler of training crops for this process, and the validation images."""
+    training_images, validation_images = load_packed(config.data, world.device)
+    if not len(validation_images):
+        raise ValueError(f"{config.data} holds no validation images: prepare it with some")
+    sampler = CropSampler(
+        training_images,
+        crop=config.crop,
+        batch=config.batch,
+        generator=torch.Generator().manual_seed(config.seed),
+        rank=world.rank,
+        world_size=world.size,
+    )
+    return sampler, validation_images
 
 
 def fix_batch_norm(module: nn.Module) -> None:
@@ -105,29 +187,173 @@ def fix_batch_norm(module: nn.Module) -> None:
             child.eval()
 
 
+def update(
+    optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module, clip: float
+) -> Tensor:
+    """One step of the optimiser on the module's parameters.
+
+    Returns:
+        The gradient's norm before it was clipped.
+    """
+    optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+    optimizer.step()
+    return norm
+
+
 @torch.no_grad()
-def validation_psnr(
+def validation_pairs(
     generator: Generator, images: PackedImages, *, count: int, side: int = 256
-) -> float:
-    """Mean PSNR-Y in dB over the middles of the first `count` held-out images.
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Enlarges the middles of the first `count` held-out images in float32.
 
     Args:
-        generator: run in float32 in its inference form; not changed.
+        generator: run in its inference form; not changed.
         images: held-out images.
         side: images are cut to at most this many pixels a side.
+
+    Yields:
+        LR (1, 3, h, w), SR and HR (1, 3, 4h, 4w) in [0, 1], on the device of the images.
     """
-    device = images.pixels.device
-    network = InferenceGenerator(fold(generator)).to(device)
-    total = 0.0
+    network = InferenceGenerator(fold(generator)).to(images.pixels.device)
     for i in range(min(count, len(images))):
-        hr = middle(images.image(i), side)
-        sr = network(degrade(hr))
-        total += psnr_y(sr, hr)
-    return total / min(count, len(images))
+        hr = _middle(images.image(i), side)
+        lr = degrade(hr)
+        yield lr, network(lr).clamp(0, 1), hr
 
 
-def middle(image: Tensor, side: int) -> Tensor:
+def _middle(image: Tensor, side: int) -> Tensor:
     """Cuts the middle out of (N, 3, H, W), at most `side` a side and a multiple of the scale."""
     height, width = (min(length, side) // SCALE * SCALE for length in image.shape[2:])
     top, left = (image.shape[2] - height) // 2, (image.shape[3] - width) // 2
     return image[:, :, top : top + height, left : left + width]
+
+
+def run(
+    config: TrainingConfig,
+    world: World,
+    *,
+    stateful: dict[str, Any],
+    optimizers: list[torch.optim.Optimizer],
+    step: Callable[[], dict[str, Tensor]],
+    validate: Callable[[SummaryWriter, int], dict[str, float]],
+    save_best: Callable[[int], None],
+    score: str,
+) -> float:
+    """Trains until the schedule ends or SIGTERM or Ctrl-C comes; resumes where a run stopped.
+
+    Args:
+        config: the stage's settings, saved beside the results.
+        world: the processes that train together.
+        stateful: all that changes in training, by name; each with state_dict, load_state_dict.
+        optimizers: those whose learning rate follows the schedule.
+        step: does one step; returns what to log, scalar tensors.
+        validate: measures, writes sample pictures; returns what to log.
+        save_best: writes the weights; called with the step after the best validation so far.
+        score: name of the validation result that should be large.
+
+    Returns:
+        The best score.
+
+    Raises:
+        TrainingError: a loss is not finite; the last checkpoint is from before that.
+        CheckpointError: a checkpoint can't be read or written.
+    """
+    checkpoint = config.out / LAST_FILE
+    done, best, earlier = 0, -math.inf, 0.0
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint)
+        for name, item in stateful.items():
+            item.load_state_dict(state[name])
+        done, best, earlier = state["step"], state["best"], state["seconds"]
+        logger.info("resumed at step %d", done)
+    started = time.monotonic() - earlier
+
+    def seconds() -> float:
+        return time.monotonic() - started
+
+    logged: list[dict[str, Tensor]] = []  # since the last validation, on the device
+
+    def close_period(writer: SummaryWriter, rate: float) -> dict[str, float]:
+        """Validates, keeps the weights if they are the best so far, logs and saves."""
+        nonlocal best
+        entry = {name: _mean(logged, name) for name in logged[0]}
+        logged.clear()
+        for name, value in entry.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{name} is {value} in the steps before {done}: lower --learning-rate. "
+                    f"The last good state is in {checkpoint}."
+                )
+        entry |= validate(writer, done)
+        if entry[score] > best:
+            best = entry[score]
+            save_best(done)
+        state = {name: item.state_dict() for name, item in stateful.items()}
+        save_checkpoint({**state, "step": done, "best": best, "seconds": seconds()}, checkpoint)
+        for name, value in entry.items():
+            writer.add_scalar(name, value, done)
+        entry = {"step": done, "seconds": round(seconds()), "learning_rate": rate, **entry}
+        with (config.out / LOG_FILE).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+        logger.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in entry.items()))
+        return entry
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_StopOnSignal())
+        if world.main:
+            config.out.mkdir(parents=True, exist_ok=True)
+            settings = json.dumps(asdict(config), indent=2, default=str)
+            (config.out / CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
+            writer = stack.enter_context(SummaryWriter(config.out, purge_step=done))
+        bar = stack.enter_context(
+            tqdm(total=config.steps, initial=done, unit="step", disable=not world.main or None)
+        )
+        rate = 0.0
+        while True:
+            now, stopped = world.agree(seconds(), stop.requested)
+            finished = stopped or config.progress(done, now) >= 1
+            if logged and (finished or done % config.validate_every == 0):
+                if world.main:
+                    entry = close_period(writer, rate)
+                    bar.set_postfix({score: f"{entry[score]:.3f}", "best": f"{best:.3f}"})
+                logged.clear()
+            if finished:
+                return best
+            rate = config.learning_rate * config.rate(done, now)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+            logged.append(step())
+            done += 1
+            bar.update()
+            if config.minutes:
+                bar.total = round(done / max(config.progress(done, seconds()), 1e-9))
+            if bar.format_dict["rate"]:
+                bar.set_description(f"{config.batch * bar.format_dict['rate']:.0f} images/s", False)
+
+
+def _mean(entries: list[dict[str, Tensor]], name: str) -> float:
+    return torch.stack([entry[name] for entry in entries]).float().mean().item()
+
+
+class _StopOnSignal:
+    """Turns SIGTERM and Ctrl-C into a flag, so that the step and a checkpoint are finished."""
+
+    def __init__(self):
+        self.requested = False
+        self._previous = {}
+
+    def __enter__(self) -> "_StopOnSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _request(self, *_) -> None:
+        self.requested = True

@@ -1,0 +1,260 @@
+"""Stage 2: trains the generator of stage 1 against a discriminator (SRGAN).
+
+    python -m train.adversarial ours --data prepared --out runs/srgan \\
+        --init runs/srresnet/srresnet-x4.safetensors --vgg vgg19.safetensors --minutes 60
+    python -m train.adversarial paper …
+
+Ledig et al. 2017, §2.2 and §3.2. `paper` is their recipe; `ours` is what evaluated best. Every
+difference between the two is an option. The same command again resumes a run that was stopped.
+"""
+
+import logging
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+
+from srgan.errors import SRGANError
+from srgan.metrics import psnr_y
+from srgan.weights import SRGAN_FILE, load_generator, save_generator
+from train.checkpoint import CheckpointError
+from train.discriminator import Discriminator
+from train.loop import (
+    TrainingConfig,
+    TrainingError,
+    autocast,
+    fix_batch_norm,
+    join_world,
+    load_data,
+    run,
+    update,
+    validation_pairs,
+)
+from train.losses import (
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    paper_vgg_loss,
+    r1_penalty,
+    relative_vgg_loss,
+)
+from train.metrics import feature_distance
+from train.samples import add_samples
+from train.vgg import LAYERS, TORCHVISION, VGG19, VGGError
+
+logger = logging.getLogger(__name__)
+
+#: Wang et al. 2021, "Real-ESRGAN", §4.1.
+REAL_ESRGAN_LAYERS = {
+    "relu1_2": 0.1,
+    "relu2_2": 0.1,
+    "relu3_4": 1.0,
+    "relu4_4": 1.0,
+    "relu5_4": 1.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig(TrainingConfig):
+    """Settings of stage 2."""
+
+    init: Path
+    """Weights of stage 1 (.safetensors)."""
+    vgg: str = TORCHVISION
+    """VGG19: a .safetensors file with torchvision's names, or torchvision (its download)."""
+    perceptual: Literal["relative", "paper"] = "relative"
+    """VGG loss: mean absolute error of several layers relative to their magnitude, for any VGG
+    weights; or the paper's squared error of φ5,4 / 12.75, for the Caffe release's."""
+    perceptual_weight: float = 1.0
+    """Weight of the VGG loss."""
+    perceptual_layers: dict[str, float] = field(default_factory=lambda: dict(REAL_ESRGAN_LAYERS))
+    """Layers of the relative VGG loss and their weights (Wang et al. 2021, Real-ESRGAN)."""
+    pixel_weight: float = 0.5
+    """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
+    adversarial_weight: float = 1e-2
+    """Weight of the adversarial loss."""
+    feature_matching_weight: float = 0.0
+    """Weight of the discriminator's feature matching (Wang et al. 2018, pix2pixHD)."""
+    relativistic: bool = True
+    """Relativistic average discriminator (Jolicoeur-Martineau 2018)."""
+    normalization: Literal["batch", "spectral", "none"] = "spectral"
+    """In the discriminator: BN as in the paper, or spectral (Miyato et al. 2018)."""
+    r1: float = 0.0
+    """γ of the gradient penalty on originals (Mescheder et al. 2018)."""
+    discriminator_width: float = 1.0
+    """Channels of the discriminator relative to the paper's."""
+    batch_norm: Literal["fixed", "batch"] = "fixed"
+    """Statistics of the generator's BN: those of stage 1, or of each batch as in the paper."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = self.perceptual_layers.keys() - LAYERS.keys()
+        if unknown or not self.perceptual_layers:
+            raise ValueError(
+                f"perceptual_layers must be some of {', '.join(LAYERS)}, got {', '.join(unknown)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperConfig(AdversarialConfig):
+    """Settings of stage 2, with the defaults of Ledig et al. 2017."""
+
+    perceptual: Literal["relative", "paper"] = "paper"
+    """VGG loss: the paper's squared error of φ5,4 / 12.75, for the Caffe release's weights; or the
+    mean absolute error of several layers relative to their magnitude, for any."""
+    pixel_weight: float = 0.0
+    """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
+    adversarial_weight: float = 1e-3
+    """Weight of the adversarial loss."""
+    relativistic: bool = False
+    """Relativistic average discriminator (Jolicoeur-Martineau 2018)."""
+    normalization: Literal["batch", "spectral", "none"] = "batch"
+    """In the discriminator: BN as in the paper, or spectral (Miyato et al. 2018)."""
+    batch_norm: Literal["fixed", "batch"] = "batch"
+    """Statistics of the generator's BN: those of each batch as in the paper, or of stage 1."""
+    clip: float = math.inf
+    """Largest gradient norm; longer gradients are shortened to it."""
+
+
+def adversarial(config: AdversarialConfig) -> float:
+    """Trains; `config.out` then holds the best weights as `srgan-x4.safetensors`.
+
+    Returns:
+        The smallest VGG19 feature distance on the validation images.
+
+    Raises:
+        ValueError: the data don't fit the settings.
+        TrainingError: a loss is not finite.
+        CheckpointError: a checkpoint can't be read or written.
+        SRGANError: `init` can't be read.
+        VGGError: VGG19's weights can't be had.
+    """
+    with join_world(config.device) as world:
+        device = world.device
+        sampler, validation_images = load_data(config, world)
+        torch.manual_seed(config.seed)
+        generator = load_generator(config.init)
+        generator.reindexed_head = True
+        discriminator = Discriminator(
+            config.crop, normalization=config.normalization, width=config.discriminator_width
+        )
+        vgg = VGG19(config.vgg)
+        for network in (generator, discriminator, vgg):
+            network.to(device, memory_format=torch.channels_last)
+        generator.train()
+        discriminator.train()
+        if config.batch_norm == "fixed":
+            fix_batch_norm(generator)
+        average = AveragedModel(
+            generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+        )
+        optimizer = torch.optim.Adam(generator.parameters(), betas=(0.9, 0.99), fused=True)
+        opponent = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.99), fused=True)
+        enlarge = world.wrap(torch.compile(generator) if config.compile else generator)
+        judge = world.wrap(discriminator)
+
+        def step() -> dict[str, Tensor]:
+            lr, hr = sampler.next()
+            lr, hr = (x.contiguous(memory_format=torch.channels_last) for x in (lr, hr))
+
+            # -------------------------------------------------------- generator
+            discriminator.requires_grad_(False)
+            with autocast(config, device):
+                sr = enlarge(lr).float()
+                fake, fake_activations = discriminator(sr)
+                with torch.no_grad():
+                    real, real_activations = discriminator(hr)
+                if config.perceptual == "paper":
+                    perceptual = paper_vgg_loss(vgg, sr, hr)
+                else:
+                    perceptual = relative_vgg_loss(vgg, sr, hr, config.perceptual_layers)
+            losses = {
+                "perceptual": (config.perceptual_weight, perceptual),
+                "pixel": (config.pixel_weight, F.l1_loss(sr, hr)),
+                "adversarial": (
+                    config.adversarial_weight,
+                    generator_loss(real.float(), fake.float(), relativistic=config.relativistic),
+                ),
+                "feature_matching": (
+                    config.feature_matching_weight,
+                    feature_matching_loss(real_activations, fake_activations),
+                ),
+            }
+            loss = sum(weight * value for weight, value in losses.values())
+            norm = update(optimizer, loss, generator, config.clip)
+            average.update_parameters(generator)
+
+            # ---------------------------------------------------- discriminator
+            discriminator.requires_grad_(True)
+            hr.requires_grad_(config.r1 > 0)
+            with autocast(config, device):
+                real, _ = judge(hr)
+                fake, _ = judge(sr.detach())
+            real, fake = real.float(), fake.float()
+            opponent_loss = discriminator_loss(real, fake, relativistic=config.relativistic)
+            if config.r1 > 0:
+                opponent_loss = opponent_loss + config.r1 / 2 * r1_penalty(real, hr)
+            update(opponent, opponent_loss, discriminator, config.clip)
+
+            logged = {name: value.detach() for name, (_, value) in losses.items()}
+            logged |= {"loss": loss.detach(), "gradient_norm": norm}
+            logged |= {"discriminator": opponent_loss.detach()}
+            # Share of its right answers: at 1 the generator learns nothing from it.
+            right = ((real > fake.mean()).float().mean() + (fake < real.mean()).float().mean()) / 2
+            return logged | {"discriminator_right": right.detach()}
+
+        def validate(writer: SummaryWriter, number: int) -> dict[str, float]:
+            pairs = list(
+                validation_pairs(average.module, validation_images, count=config.validation_images)
+            )
+            add_samples(writer, number, pairs)
+            distance = sum(feature_distance(vgg, sr, hr) for _, sr, hr in pairs) / len(pairs)
+            psnr = sum(psnr_y(sr, hr) for _, sr, hr in pairs) / len(pairs)
+            return {"psnr_y": psnr, "vgg19": distance, "likeness": -distance}
+
+        def save_best(number: int) -> None:
+            metadata = {"stage": "srgan", "step": str(number)}
+            save_generator(average.module, config.out / SRGAN_FILE, metadata)
+
+        return -run(
+            config,
+            world,
+            stateful={
+                "generator": generator,
+                "average": average,
+                "discriminator": discriminator,
+                "optimizer": optimizer,
+                "opponent": opponent,
+                "sampler": sampler,
+            },
+            optimizers=[optimizer, opponent],
+            step=step,
+            validate=validate,
+            save_best=save_best,
+            score="likeness",
+        )
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    presets = {"ours": AdversarialConfig, "paper": PaperConfig}
+    try:
+        config = tyro.extras.subcommand_cli_from_dict(presets, description=__doc__)
+        distance = adversarial(config)
+    except (ValueError, TrainingError, CheckpointError, SRGANError, VGGError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
+    logger.info("best validation VGG19 distance %.4f", distance)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
