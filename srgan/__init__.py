@@ -1,8 +1,8 @@
 """SRGAN super-resolution: a photograph in, four times larger with believable detail out.
 
->>> from PIL import Image
->>> from srgan import Upscaler
->>> Upscaler().upscale(Image.open("photo.jpg")).save("large.png")
+>>> from srgan import Upscaler, open_image, save_image
+>>> upscaler = Upscaler()
+>>> save_image(upscaler.upscale(open_image("photo.jpg")), "large.png")
 """
 
 from srgan.errors import Cancelled, ImageError, SRGANError, WeightsError

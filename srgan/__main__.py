@@ -6,8 +6,9 @@ python -m srgan photos/ enlarged/
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,28 +17,38 @@ from srgan.errors import ImageError, SRGANError
 from srgan.image import INPUT_SUFFIXES, OUTPUT_FORMATS, notices, open_image, save_image
 from srgan.upscaler import Upscaler
 
+OUTPUT_SUFFIXES = sorted({*OUTPUT_FORMATS.values(), *(f".{name}" for name in OUTPUT_FORMATS)})
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 when something failed, 2 for wrong usage."""
+    """Returns the exit code: 0, or 1 when something failed. Wrong usage exits with 2."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        jobs = list(_jobs(options.input, options.output))
-        upscaler = Upscaler(options.weights, options.device, tile=options.tile)
+        return _run(options)
     except (SRGANError, OSError, ValueError) as exc:
-        return _fail(str(exc))
+        _say(f"error: {exc}")
+    except KeyboardInterrupt:
+        _say("stopped; images not yet finished were not written")
+    return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.detail is not None and not 0 <= options.detail <= 1:
+        raise ValueError(f"--detail must be in [0, 1], got {options.detail:g}")
+    jobs = _jobs(options.input, options.output)
+    upscaler = Upscaler(options.weights, options.device, tile=options.tile)
     for notice in upscaler.notices:
         _say(f"note: {notice}")
+    _make_writable(jobs[0][1].parent)
     failed = 0
-    try:
-        for source, target in tqdm(jobs, unit="image", disable=None if len(jobs) > 1 else True):
-            try:
-                _enlarge(upscaler, source, target, options.detail)
-            except (SRGANError, OSError, ValueError) as exc:
-                failed += 1
-                _say(f"error: {source}: {exc}")
-    except KeyboardInterrupt:
-        return _fail("stopped; images not yet finished were not written")
+    # disable=None: no bar where there is no terminal
+    for source, target in tqdm(jobs, unit="image", disable=None if len(jobs) > 1 else True):
+        try:
+            _enlarge(upscaler, source, target, options.detail)
+        except (SRGANError, OSError, ValueError) as exc:
+            failed += 1
+            _say(f"error: {source}: {exc}")
     return 1 if failed else 0
 
 
@@ -49,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("input", type=Path, help="an image, or a folder of images")
     parser.add_argument(
-        "output", type=Path, help="the enlarged image; for a folder, the folder of enlarged PNGs"
+        "output", type=Path, help="the enlarged image, or a folder for enlarged PNGs"
     )
     parser.add_argument(
         "--weights",
@@ -64,59 +75,73 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tile",
         type=int,
-        help="side of a tile in input pixels; smaller takes less memory (default: chosen)",
+        help="largest side of a tile in input pixels; smaller takes less memory and, below about "
+        "128, much more time (default: chosen)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
     return parser
 
 
-def _jobs(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
-    """(input file, output file) for everything there is to do.
+def _jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    """(input file, output file) for everything there is to do; writes nothing.
 
     Raises:
         ImageError: input or output are not what they should be.
     """
-    if source.is_dir():
-        if target.exists() and not target.is_dir():
-            raise ImageError(
-                f"{source} is a folder, so the output must be one too; {target} is a file."
-            )
-        files = sorted(
-            path
-            for path in source.iterdir()
-            if path.is_file() and path.suffix.lower() in INPUT_SUFFIXES
-        )
-        if not files:
-            raise ImageError(f"{source} holds no images ({', '.join(sorted(INPUT_SUFFIXES))}).")
-        if target.resolve() == source.resolve():
-            raise ImageError("Input and output are the same folder; choose another for the output.")
-        target.mkdir(parents=True, exist_ok=True)
-        stems = [path.stem for path in files]
-        for path in files:
-            # a.jpg and a.png must not both become a.png
-            name = path.stem if stems.count(path.stem) == 1 else path.name
-            yield path, target / f"{name}.png"
-        return
     if not source.exists():
         raise ImageError(f"{source} does not exist.")
+    if source.is_dir():
+        return _folder_jobs(source, target)
     if target.is_dir():
         target = target / f"{source.stem}.png"
-    if target.suffix.lower() not in OUTPUT_FORMATS.values():
+    if target.suffix.lower() not in OUTPUT_SUFFIXES:
         raise ImageError(
-            f"{target} has no known image suffix. Use one of {', '.join(OUTPUT_FORMATS.values())}."
+            f"{target} has no known image suffix. Use one of {', '.join(OUTPUT_SUFFIXES)}."
         )
     if not target.parent.is_dir():
         raise ImageError(f"{target.parent} is not a folder; create it first.")
     if target.exists() and target.samefile(source):
         raise ImageError("Input and output are the same file; choose another for the output.")
-    yield source, target
+    return [(source, target)]
+
+
+def _folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
+    if target.exists() and not target.is_dir():
+        raise ImageError(
+            f"{source} is a folder, so the output must be one too; {target} is a file."
+        )
+    if target.exists() and target.samefile(source):
+        raise ImageError("Input and output are the same folder; choose another for the output.")
+    files = sorted(
+        path
+        for path in source.iterdir()
+        if path.is_file() and path.suffix.lower() in INPUT_SUFFIXES
+    )
+    if not files:
+        raise ImageError(f"{source} holds no images ({', '.join(sorted(INPUT_SUFFIXES))}).")
+    # a.jpg and a.png must not both become a.png, nor A.jpg and a.jpg where case makes no difference
+    stems = Counter(path.stem.lower() for path in files)
+    return [
+        (path, target / f"{path.name if stems[path.stem.lower()] > 1 else path.stem}.png")
+        for path in files
+    ]
+
+
+def _make_writable(folder: Path) -> None:
+    """Makes the folder for the results, or finds out before any work that it can't be used."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ImageError(f"{folder} can't be made: {exc.strerror}.") from exc
+    if not os.access(folder, os.W_OK):
+        raise ImageError(f"{folder} is not writable; choose another output.")
 
 
 def _enlarge(upscaler: Upscaler, source: Path, target: Path, detail: float | None) -> None:
     image = open_image(source, max_pixels=upscaler.max_pixels)
     for notice in notices(image):
         _say(f"note: {source}: {notice}")
-    # The bar appears only where there is a terminal, and only on work of more than a second.
+    # delay: only on work of more than a second
     with tqdm(total=100, unit="%", desc=source.name, leave=False, delay=1, disable=None) as bar:
         result = upscaler.upscale(
             image, detail, progress=lambda fraction: bar.update(int(100 * fraction) - bar.n)
@@ -126,11 +151,6 @@ def _enlarge(upscaler: Upscaler, source: Path, target: Path, detail: float | Non
 
 def _say(message: str) -> None:
     tqdm.write(" ".join(message.split()), file=sys.stderr)
-
-
-def _fail(message: str) -> int:
-    _say(f"error: {message}")
-    return 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Everything this package raises on purpose.
 
 SRGANError
-├── ImageError     the image can't be read or enlarged; the message says why and what to do
-├── WeightsError   the weights can't be found, read or trusted
+├── ImageError     the image can't be read, enlarged or written
+├── WeightsError   the weights can't be found, read, trusted or written
 └── Cancelled      the caller asked to stop
 """
 
@@ -12,11 +12,11 @@ class SRGANError(Exception):
 
 
 class ImageError(SRGANError):
-    """The image can't be read or enlarged."""
+    """The image can't be read, enlarged or written."""
 
 
 class WeightsError(SRGANError):
-    """The weights can't be found, read or trusted."""
+    """The weights can't be found, read, trusted or written."""
 
 
 class Cancelled(SRGANError):

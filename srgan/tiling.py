@@ -1,12 +1,12 @@
 """Runs the network on an image of any size in bounded memory, with the whole image's result.
 
 A tile is computed with a halo as wide as the network sees, which is then thrown away, so no seam
-can arise. The body sees 37 pixels far and takes little memory; the tail sees 3 and takes nearly
-all of it. So the body has large tiles, the tail small ones within them, and little is computed
-twice.
+can arise. The body sees 37 pixels far and takes little memory a pixel; the tail sees 3 and takes
+much. So the body has large tiles, the tail small ones within them, and little is computed twice.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor
@@ -53,20 +53,22 @@ def enlarge_tiled(
         )
         for tile in _tiles(slice(0, height), slice(0, width), body_tile)
     ]
-    total = sum(_area(context) for _, _, context in body_tiles) * network.body_work
+    block_work = network.body_work // network.depth
+    total = sum(_area(context) for _, _, context in body_tiles) * block_work * network.depth
     total += height * width * network.tail_work
-    done = 0.0
+    done = 0
 
-    def advance(work: float) -> None:
+    def advance(work: int) -> None:
         nonlocal done
         done += work
         if progress is not None:
-            progress(min(1.0, done / total))
+            progress(done / total)
 
     sr = lr.new_empty(1, 3, SCALE * height, SCALE * width)
     for tile, inner, context in body_tiles:
-        step = _area(context) * network.body_work / network.depth
-        features = network.body(_cut(lr, context), lambda step=step: advance(step))
+        features = network.body(
+            _cut(lr, context), tick=partial(advance, _area(context) * block_work)
+        )
         features = _cut(features, _relative(inner, context))
         for part in _tiles(*tile, tail_tile):
             seen = _grow(part, halo, height, width)

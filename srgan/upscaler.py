@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from srgan.errors import ImageError
 from srgan.generator import SCALE, InferenceGenerator, fold
 from srgan.image import check_size, default_max_bytes, default_max_pixels, map_pixels
 from srgan.tiling import enlarge_tiled
@@ -31,7 +32,7 @@ class Upscaler:
             Hugging Face Hub; None for SRGAN_WEIGHTS or the default (`srgan.weights`).
         device: where to compute; None takes CUDA, else MPS, else the CPU.
         tile: largest side of a tile in low-res pixels, halo not included; smaller tiles take less
-            memory and more time, the result is the same. None chooses.
+            memory and, below about 128, much more time; the result is the same. None chooses.
         max_pixels: largest image taken; None for SRGAN_MAX_PIXELS or the default.
         fallback: use the bundled weights, with a notice, where `weights` can't be had.
 
@@ -39,6 +40,7 @@ class Upscaler:
         default_detail: the detail that the weights recommend.
         device: torch.device in use.
         max_pixels: see above.
+        weights: the `srgan.weights.Weights` in use.
         notices: what a user should know of these weights, in whole sentences.
 
     Raises:
@@ -68,6 +70,8 @@ class Upscaler:
         self._faithful, self._textured = fold(self.weights.srresnet), fold(self.weights.srgan)
         self._networks: OrderedDict[float, InferenceGenerator] = OrderedDict()
         self._lock = threading.Lock()  # of _networks
+        # Now rather than at the first image: ZeroGPU moves to its GPU what is there at the start.
+        self._network(self.default_detail)
         logger.info("weights %s on %s", self.weights.source, self.device)
 
     def upscale(
@@ -89,7 +93,7 @@ class Upscaler:
                 (0, 1]. What it raises, `srgan.Cancelled` say, ends the work and is passed on.
 
         Raises:
-            ImageError: the image is too large or its mode is not supported.
+            ImageError: the image is empty, too large, or needs more memory than there is.
             ValueError: detail is outside [0, 1].
         """
         detail = self.default_detail if detail is None else float(detail)
@@ -98,18 +102,24 @@ class Upscaler:
         check_size(image, self.max_pixels)
         network = self._network(detail)
 
-        @torch.inference_mode()
         def enlarge(lr: Tensor) -> Tensor:
-            sr = enlarge_tiled(
+            return enlarge_tiled(
                 network,
                 lr.to(self.device),
                 body_tile=self._body_tile,
                 tail_tile=self._tail_tile,
                 progress=progress,
             )
-            return sr.cpu()
 
-        return map_pixels(image, enlarge)
+        try:
+            return map_pixels(image, enlarge)
+        except (MemoryError, RuntimeError) as exc:
+            if not _means_out_of_memory(exc):
+                raise
+            raise ImageError(
+                f"Not enough memory on {self.device} for {image.width} × {image.height} pixels. "
+                "Use a smaller tile or a smaller image."
+            ) from exc
 
     def _network(self, detail: float) -> InferenceGenerator:
         with self._lock:
@@ -140,7 +150,7 @@ class Upscaler:
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "pillow", "safetensors")},
             },
-            "notices": self.notices,
+            "notices": list(self.notices),
         }
 
 
@@ -156,3 +166,9 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as exc:
         raise ValueError(f"device {device} is not available here: {exc}") from exc
     return device
+
+
+def _means_out_of_memory(exc: MemoryError | RuntimeError) -> bool:
+    # PyTorch reports a lack of main memory as a plain RuntimeError.
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(exc, MemoryError) or any(phrase in str(exc) for phrase in words)

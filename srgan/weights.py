@@ -7,24 +7,27 @@ size of the network and the sha256 of the rest, `srresnet-x4.safetensors` and
     bundled             the folder `weights/` beside this package
     a path              a weights folder, or one .safetensors file
     user/repo[@rev]     a repository on the Hugging Face Hub, at a branch, tag or commit
+
+What exists as a path is taken as one.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
-import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+from torch import Tensor
 
 from srgan.errors import WeightsError
 from srgan.generator import SCALE, Generator, GeneratorConfig
+from srgan.hub import NotOnHubError, fetch_files, forget_files
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +39,18 @@ BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 WEIGHTS_VARIABLE = "SRGAN_WEIGHTS"
 #: What the owner of a Space calls the repository that the Space should use.
 SPACE_REPOSITORY = "srgan-x4"
-#: Seconds that an unreachable or silent Hub may cost.
-HUB_PATIENCE = 5.0
+#: `stage` in the metadata of a file that has seen pixel error only.
+SRRESNET_STAGE = "srresnet"
 
-_HUB_SPEC = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-T = TypeVar("T")
+_HUB_SPEC = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
+_NOT_ADVERSARIAL = (
+    "These weights have not been through the adversarial stage: SRGAN here is SRResNet, "
+    "sharp but without invented texture, and detail has no effect."
+)
+
+
+class _DamagedError(WeightsError):
+    """A file is not the one that its checksum belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,83 +78,85 @@ class Weights:
     notices: tuple[str, ...] = ()
 
 
+# -------------------------------------------------------------------------------------- loading
+
+
 def load_weights(spec: str | os.PathLike | None = None, *, fallback: bool = False) -> Weights:
     """Finds, checks and reads weights.
 
     Args:
-        spec: see the module's docstring. None means the environment variable SRGAN_WEIGHTS, else
-            on a Space its owner's `srgan-x4` repository if there is one, else `bundled`.
-        fallback: use the bundled weights, with a notice, where the spec can't be satisfied.
+        spec: see the module's docstring. None or empty means the environment variable
+            SRGAN_WEIGHTS, else on a Space its owner's `srgan-x4` repository if there is one, else
+            `bundled`.
+        fallback: use the bundled weights, with a notice, where the spec can't be satisfied within
+            seconds.
 
     Raises:
         WeightsError: the weights can't be found, read or trusted.
     """
-    if spec is None:
-        spec = os.environ.get(WEIGHTS_VARIABLE) or None
-    owner = os.environ.get("SPACE_AUTHOR_NAME")
-    if spec is None and owner:
-        spec, fallback = f"{owner}/{SPACE_REPOSITORY}", True
-    spec = os.fspath(spec) if spec is not None else BUNDLED
-    if spec == BUNDLED:
+    spec = os.fspath(spec or os.environ.get(WEIGHTS_VARIABLE) or "")
+    space_owner = None if spec else os.environ.get("SPACE_AUTHOR_NAME")
+    if space_owner:
+        spec, fallback = f"{space_owner}/{SPACE_REPOSITORY}", True
+    if spec in ("", BUNDLED):
         return replace(_load_folder(BUNDLED_FOLDER), source=BUNDLED)
     try:
-        return _load(spec)
+        return _load(spec, hurry=fallback)
     except WeightsError as exc:
         if not fallback:
             raise
-        logger.warning("%s Using the bundled weights.", exc)
         bundled = load_weights(BUNDLED)
+        if space_owner and isinstance(exc, NotOnHubError):
+            logger.info("%s Using the bundled weights.", exc)
+            return bundled
+        logger.warning("%s Using the bundled weights.", exc)
         notice = f"The bundled weights are in use: {exc}"
         return replace(bundled, notices=(notice, *bundled.notices))
 
 
-def _load(spec: str) -> Weights:
-    path = Path(spec)
-    if path.is_dir():
-        return _load_folder(path)
-    if path.is_file():
-        generator = load_generator(path)
-        notice = "The weights are a single file, so detail has no effect."
-        return Weights(
-            srresnet=generator, srgan=generator, source=spec, evaluation={}, notices=(notice,)
-        )
+def _load(spec: str, *, hurry: bool) -> Weights:
+    path = os.path.expanduser(spec)
+    if os.path.isdir(path):
+        return _load_folder(Path(path))
+    if os.path.isfile(path):
+        return _load_file(Path(path))
     match = _HUB_SPEC.fullmatch(spec)
-    if match is None or path.suffix == ".safetensors":
+    if match is None or spec.endswith(".safetensors"):
         raise WeightsError(
             f"No weights at {spec!r}. Expected 'bundled', a weights folder, a .safetensors file, "
             f"or user/repo or user/repo@revision on the Hugging Face Hub."
         )
-    folder = _download(match["repository"], match["revision"])
-    return replace(_load_folder(folder), source=match["repository"], revision=folder.name)
+    return _load_hub(match["repository"], match["revision"], hurry=hurry)
 
 
 def _load_folder(folder: Path) -> Weights:
-    config = _read_config(folder / CONFIG_FILE)
+    path = folder / CONFIG_FILE
+    config = _read_config(path)
     try:
         architecture = dict(config["architecture"])
         scale = architecture.pop("scale")
-        size = GeneratorConfig(**architecture)
+        if scale != SCALE:
+            raise ValueError(f"scale must be {SCALE}, got {scale!r}")
+        size = _generator_config(architecture)
         checksums = {name: config["files"][name]["sha256"] for name in (SRRESNET_FILE, SRGAN_FILE)}
+        for name, checksum in checksums.items():
+            if not isinstance(checksum, str):
+                raise ValueError(f"sha256 of {name} must be hexadecimal, got {checksum!r}")
         adversarial = config["adversarial"]
+        if not isinstance(adversarial, bool):
+            raise ValueError(f"adversarial must be true or false, got {adversarial!r}")
         detail = float(config["detail"])
+        if not 0 <= detail <= 1:
+            raise ValueError(f"detail must be in [0, 1], got {detail}")
         evaluation = dict(config.get("evaluation", {}))
-    except (KeyError, TypeError, ValueError) as exc:
-        raise WeightsError(f"{folder / CONFIG_FILE} is not a weights config: {exc!r}.") from exc
-    if scale != SCALE or not 0 <= detail <= 1 or not isinstance(adversarial, bool):
-        raise WeightsError(
-            f"{folder / CONFIG_FILE}: expected scale {SCALE}, detail in [0, 1] and adversarial "
-            f"true or false, got {scale}, {detail} and {adversarial}."
-        )
+    except KeyError as exc:
+        raise WeightsError(f"{path} is not a weights config: {exc} is missing.") from exc
+    except (TypeError, ValueError) as exc:
+        raise WeightsError(f"{path} is not a weights config: {exc}.") from exc
     srresnet, srgan = (
-        load_generator(folder / name, config=size, sha256=sha256)
-        for name, sha256 in checksums.items()
+        load_generator(folder / name, config=size, sha256=checksum)
+        for name, checksum in checksums.items()
     )
-    notices = ()
-    if not adversarial:
-        notices = (
-            "These weights have not been through the adversarial stage: SRGAN here is SRResNet, "
-            "sharp but without invented texture, and detail has no effect.",
-        )
     return Weights(
         srresnet=srresnet,
         srgan=srgan,
@@ -152,7 +164,7 @@ def _load_folder(folder: Path) -> Weights:
         adversarial=adversarial,
         detail=detail,
         evaluation=evaluation,
-        notices=notices,
+        notices=() if adversarial else (_NOT_ADVERSARIAL,),
     )
 
 
@@ -161,11 +173,46 @@ def _read_config(path: Path) -> dict:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise WeightsError(f"{path} is missing: {path.parent} is not a weights folder.") from exc
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise WeightsError(f"{path} can't be read: {exc}.") from exc
     if not isinstance(config, dict):
         raise WeightsError(f"{path} is not a weights config: expected a JSON object.")
     return config
+
+
+def _generator_config(entries: dict) -> GeneratorConfig:
+    """From JSON. Raises TypeError or ValueError."""
+    for name, value in entries.items():
+        if type(value) is not int:
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return GeneratorConfig(**entries)
+
+
+def _load_hub(repository: str, revision: str | None, *, hurry: bool) -> Weights:
+    names = (CONFIG_FILE, SRRESNET_FILE, SRGAN_FILE)
+    folder, notices = fetch_files(repository, revision, names, hurry=hurry)
+    try:
+        weights = _load_folder(folder)
+    except _DamagedError:
+        forget_files(folder, names)
+        raise
+    notices += weights.notices
+    return replace(weights, source=repository, revision=folder.name, notices=notices)
+
+
+def _load_file(path: Path) -> Weights:
+    generator = load_generator(path)
+    _, metadata = _read_tensors(path)
+    adversarial = metadata.get("stage") != SRRESNET_STAGE
+    notice = "The weights are a single file, so detail has no effect."
+    return Weights(
+        srresnet=generator,
+        srgan=generator,
+        source=str(path),
+        adversarial=adversarial,
+        evaluation={},
+        notices=(notice,) if adversarial else (_NOT_ADVERSARIAL,),
+    )
 
 
 def load_generator(
@@ -182,46 +229,84 @@ def load_generator(
         WeightsError: the file is missing, damaged, or holds another network.
     """
     path = Path(path)
-    try:
-        if sha256 is not None and (actual := _sha256(path)) != sha256:
+    if sha256 is not None:
+        _check_sha256(path, sha256)
+    state, metadata = _read_tensors(path)
+    if config is None:
+        try:
+            config = _generator_config(json.loads(metadata["config"]))
+        except (KeyError, AttributeError, TypeError, ValueError, RecursionError) as exc:
             raise WeightsError(
-                f"{path} is damaged: its sha256 is {actual}, expected {sha256}. Fetch it again."
-            )
-        with safe_open(path, framework="pt") as file:
-            if config is None:
-                config = GeneratorConfig(**json.loads((file.metadata() or {})["config"]))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as exc:
-        raise WeightsError(f"{path} is missing.") from exc
-    except (OSError, SafetensorError) as exc:
-        raise WeightsError(f"{path} is not a readable safetensors file: {exc}.") from exc
-    except (KeyError, TypeError, ValueError) as exc:
-        raise WeightsError(
-            f"{path} doesn't say which generator it holds: its metadata needs a 'config' with "
-            f"channels and blocks."
-        ) from exc
-    generator = Generator(config)
-    expected = generator.state_dict()
-    faults = [f"{name} is missing" for name in expected.keys() - state.keys()]
-    faults += [f"{name} is not part of it" for name in state.keys() - expected.keys()]
-    faults += [
-        f"{name} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    faults += [
-        f"{name} has values that are not finite"
-        for name, value in state.items()
-        if value.is_floating_point() and not value.isfinite().all()
-    ]
+                f"{path} doesn't say which generator it holds: its metadata needs a 'config' with "
+                f"channels and blocks."
+            ) from exc
+    faults = _faults(state, config)
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise WeightsError(
             f"{path} doesn't fit a generator of {config.channels} channels and {config.blocks} "
-            f"blocks: {'; '.join(sorted(faults)[:3])}{more}."
+            f"blocks: {'; '.join(faults[:3])}{more}."
         )
+    generator = _skeleton(config).to_empty(device="cpu")
     generator.load_state_dict(state)
     return generator.eval()
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    try:
+        actual = _sha256(path)
+    except FileNotFoundError as exc:
+        raise WeightsError(f"{path} is missing.") from exc
+    except OSError as exc:
+        raise WeightsError(f"{path} can't be read: {exc}.") from exc
+    if actual != expected:
+        raise _DamagedError(
+            f"{path} is damaged: its sha256 is {actual}, expected {expected}. Fetch it again."
+        )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A .safetensors file's tensors and metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return state, file.metadata() or {}
+    except FileNotFoundError as exc:
+        raise WeightsError(f"{path} is missing.") from exc
+    except (OSError, SafetensorError) as exc:
+        raise WeightsError(f"{path} is not a readable safetensors file: {exc}.") from exc
+
+
+def _skeleton(config: GeneratorConfig) -> Generator:
+    """A generator that has no memory for its weights yet."""
+    with torch.device("meta"):
+        return Generator(config)
+
+
+def _faults(state: dict[str, Tensor], config: GeneratorConfig) -> list[str]:
+    """What keeps a state from being that of a generator, in words, sorted."""
+    # What a hostile config asks for is not built.
+    if config.blocks > len(state) or config.channels > sum(v.numel() for v in state.values()):
+        return ["it holds too few values"]
+    expected = _skeleton(config).state_dict()
+    faults = [f"{name} is missing" for name in expected.keys() - state.keys()]
+    faults += [f"{name} is not part of it" for name in state.keys() - expected.keys()]
+    for name in expected.keys() & state.keys():
+        if state[name].shape != expected[name].shape:
+            faults.append(
+                f"{name} has shape {tuple(state[name].shape)}, expected "
+                f"{tuple(expected[name].shape)}"
+            )
+        elif not state[name].float().isfinite().all():
+            faults.append(f"{name} has values that are not finite")
+    return sorted(faults)
+
+
+# --------------------------------------------------------------------------------------- saving
 
 
 def save_generator(
@@ -232,17 +317,17 @@ def save_generator(
     Args:
         generator: on any device.
         path: the file, replaced as a whole.
-        metadata: further entries of the file's header.
+        metadata: further entries of the file's header; `stage` is `SRRESNET_STAGE` for a network
+            that hasn't been through the adversarial stage.
+
+    Raises:
+        WeightsError: the file can't be written; what was there before still is.
     """
-    path = Path(path)
     state = {
         name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()
     }
-    temporary = path.with_name(path.name + ".part")
-    save_file(
-        state, temporary, {"config": json.dumps(asdict(generator.config)), **(metadata or {})}
-    )
-    temporary.replace(path)
+    header = {**(metadata or {}), "config": json.dumps(asdict(generator.config))}
+    _write(Path(path), save(state, header))
 
 
 def save_weights(
@@ -257,15 +342,22 @@ def save_weights(
 ) -> None:
     """Writes a weights folder; the arguments are the attributes of `Weights`.
 
+    Args:
+        metadata: further entries of both files' headers.
+
     Raises:
         ValueError: the two generators differ in size, or detail is outside [0, 1].
+        WeightsError: a file can't be written.
     """
     if srresnet.config != srgan.config:
         raise ValueError(f"generators differ in size: {srresnet.config} and {srgan.config}")
     if not 0 <= detail <= 1:
         raise ValueError(f"detail must be in [0, 1], got {detail}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise WeightsError(f"{folder} can't be made: {exc.strerror}.") from exc
     save_generator(srresnet, folder / SRRESNET_FILE, metadata)
     save_generator(srgan, folder / SRGAN_FILE, metadata)
     config = {
@@ -275,72 +367,15 @@ def save_weights(
         "files": {name: {"sha256": _sha256(folder / name)} for name in (SRRESNET_FILE, SRGAN_FILE)},
         "evaluation": evaluation or {},
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _download(repository: str, revision: str | None) -> Path:
-    """Fetches a weights folder from the Hub into its cache, or finds it there.
-
-    The client waits for minutes on a Hub that doesn't answer, so it is asked first for the commit,
-    with a time limit; only then are files fetched. Without an answer the cache has to do.
-
-    Returns:
-        The folder of the commit in the cache; its name is the commit.
-    """
-    # Here, because the import takes a quarter of a second and bundled weights don't need it.
-    from huggingface_hub import HfApi, snapshot_download
-
-    files = [CONFIG_FILE, SRRESNET_FILE, SRGAN_FILE]
-
-    def fetch(commit: str | None, **options) -> Path:
-        return Path(snapshot_download(repository, revision=commit, allow_patterns=files, **options))
-
-    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
-        try:
-            folder = fetch(revision, local_files_only=True)
-            if all((folder / name).is_file() for name in files):
-                return folder
-        except Exception:  # not in the cache, in whatever words
-            logger.debug("%s@%s is not in the cache", repository, revision)
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".part")
     try:
-        info = _within(
-            HUB_PATIENCE,
-            lambda: HfApi().model_info(repository, revision=revision, timeout=HUB_PATIENCE),
-        )
-        return fetch(info.sha)
-    except Exception as exc:  # the client's transport errors share no base class between releases
-        reason = next(iter(str(exc).strip().splitlines()), "") or type(exc).__name__
-        logger.info("the Hub failed (%s), looking into its cache", reason)
-        try:
-            return fetch(revision, local_files_only=True)
-        except Exception:
-            raise WeightsError(f"{repository} can't be had from the Hub: {reason}.") from exc
-
-
-def _within(seconds: float, function: Callable[[], T]) -> T:
-    """Calls the function in a thread that is abandoned after so many seconds.
-
-    Raises:
-        TimeoutError: it took longer; else whatever the function raises.
-    """
-    outcome: list = []
-
-    def run() -> None:
-        try:
-            outcome.append((function(), None))
-        except Exception as exc:
-            outcome.append((None, exc))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"no answer within {seconds:g} seconds")
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise WeightsError(f"{path} can't be written: {exc.strerror or exc}.") from exc
