@@ -1,0 +1,106 @@
+"""Throughput of a stage-1 training step: the paper's form against ours, in one run.
+
+    python -m tests.benchmarks.training [--json FILE]
+
+The paper's form: eager, NCHW, float32, BN on the batch's statistics, the last 9×9 convolution at
+four times the resolution. The others add one thing each. Steps are interleaved, medians compared.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from srgan.generator import SCALE, Generator
+from train.loop import fix_batch_norm
+
+
+def make_step(
+    *,
+    device: torch.device,
+    batch: int,
+    side: int,
+    reindexed: bool,
+    channels_last: bool,
+    fixed: bool,
+    bf16: bool,
+) -> Callable[[], None]:
+    """A function that does one training step on fixed random crops."""
+    torch.manual_seed(0)
+    generator = Generator(reindexed_head=reindexed)
+    generator.initialize_as_interpolation()
+    generator.to(device).train()
+    lr = torch.rand(batch, 3, side, side, device=device)
+    hr = torch.rand(batch, 3, SCALE * side, SCALE * side, device=device)
+    if channels_last:
+        generator.to(memory_format=torch.channels_last)
+        lr = lr.contiguous(memory_format=torch.channels_last)
+    if fixed:
+        fix_batch_norm(generator)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=1e-4, fused=channels_last)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            sr = generator(lr)
+        loss = F.l1_loss(sr.float(), hr)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--side", type=int, default=24, help="of the LR crops in pixels")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    paper = {"reindexed": False, "channels_last": False, "fixed": False, "bf16": False}
+    variants = {"paper's form": paper}
+    variants["+ channels_last"] = {**paper, "channels_last": True}
+    variants["+ re-indexed head"] = {**variants["+ channels_last"], "reindexed": True}
+    variants["+ fixed BN"] = {**variants["+ re-indexed head"], "fixed": True}
+    variants["+ bf16"] = {**variants["+ fixed BN"], "bf16": True}
+    common = {
+        "device": torch.device(options.device),
+        "batch": options.batch,
+        "side": options.side,
+    }
+    steps = {name: make_step(**common, **variant) for name, variant in variants.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(options.repeats + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if repeat >= 2:  # the first ones build kernels
+                seconds[name].append(time.perf_counter() - start)
+
+    pixels = options.batch * options.side**2
+    base = statistics.median(seconds["paper's form"])
+    results = {}
+    print(
+        f"{options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end=""
+    )
+    print(f"batch {options.batch}, LR crops {options.side}×{options.side}\n")
+    print("| step | seconds | LR pixels/s | ratio |\n| --- | ---: | ---: | ---: |")
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        results[name] = {"seconds": median, "lr_pixels_per_second": pixels / median}
+        print(f"| {name} | {median:.3f} | {pixels / median:,.0f} | {base / median:.2f} |")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Stage 2 on tiny networks, and training in two processes."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torchvision.models import vgg19
+
+from srgan.generator import Generator, GeneratorConfig
+from srgan.weights import SRGAN_FILE, SRRESNET_FILE, save_generator
+from train.adversarial import AdversarialConfig, PaperConfig, adversarial
+from train.checkpoint import LAST_FILE
+from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE
+from train.loop import LOG_FILE, TrainingError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A prepared dataset of three smooth random images, one of them for validation."""
+    folder = tmp_path_factory.mktemp("prepared")
+    random = np.random.default_rng(0)
+    images = []
+    for _ in range(3):
+        waves = random.uniform(0.02, 0.4, (3, 2)) @ np.mgrid[:72, :80].reshape(2, -1)
+        image = (127 + 100 * np.sin(waves)).reshape(3, 72, 80).transpose(1, 2, 0)
+        images.append(np.ascontiguousarray(image.astype(np.uint8)))
+    (folder / IMAGES_FILE).write_bytes(b"".join(image.tobytes() for image in images))
+    index = [(i * images[0].size, 72, 80, int(i == 2)) for i in range(3)]
+    np.save(folder / INDEX_FILE, np.array(index, dtype=np.int64))
+    manifest = {"images": [{"name": f"{i}.png"} for i in range(3)]}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(data, tmp_path_factory):
+    """What all runs here have in common: tiny networks, and VGG19 with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("init")
+    generator = Generator(GeneratorConfig(channels=4, blocks=1))
+    generator.initialize_as_interpolation()
+    save_generator(generator, folder / SRRESNET_FILE)
+    features = vgg19(weights=None).features.state_dict()
+    save_file({f"features.{k}": v for k, v in features.items()}, folder / "vgg.safetensors")
+    return {
+        "data": data,
+        "init": folder / SRRESNET_FILE,
+        "vgg": str(folder / "vgg.safetensors"),
+        "crop": 32,
+        "batch": 2,
+        "warmup": 1,
+        "discriminator_width": 0.05,
+        "precision": "float32",
+        "device": "cpu",
+        "validate_every": 2,
+    }
+
+
+def entries(folder):
+    return [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("preset", [AdversarialConfig, PaperConfig])
+def test_both_presets_train_and_write_weights(tmp_path, settings, preset):
+    config = preset(**settings, out=tmp_path, steps=2)
+    distance = adversarial(config)
+    (entry,) = entries(tmp_path)
+    assert distance == pytest.approx(entry["vgg19"])
+    assert entry["step"] == 2
+    before, after = load_file(settings["init"]), load_file(tmp_path / SRGAN_FILE)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_every_option_takes_part(tmp_path, settings):
+    options = {
+        "feature_matching_weight": 0.1,
+        "r1": 1.0,
+        "normalization": "none",
+        "batch_norm": "batch",
+        "relativistic": False,
+        "perceptual_layers": {"relu2_2": 1.0},
+    }
+    adversarial(AdversarialConfig(**settings, **options, out=tmp_path, steps=2))
+    (entry,) = entries(tmp_path)
+    assert all(math.isfinite(value) for value in entry.values())
+    parts = entry["perceptual"] + 0.5 * entry["pixel"] + 1e-2 * entry["adversarial"]
+    assert entry["loss"] == pytest.approx(parts + 0.1 * entry["feature_matching"], rel=1e-4)
+
+
+def test_resumed_run_matches_uninterrupted_run(tmp_path, settings):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    adversarial(AdversarialConfig(**settings, out=whole, steps=4))
+    program = (
+        "import os, signal, sys\n"
+        "import train.adversarial as stage\n"
+        "update, calls = stage.update, []\n"
+        "def counted(*arguments):\n"
+        "    calls.append(None)\n"
+        "    if len(calls) == 6:  # in the third step: a checkpoint of the second is there\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return update(*arguments)\n"
+        "stage.update = counted\n"
+        "sys.argv = ['adversarial', 'ours', *sys.argv[1:]]\n"
+        "stage.main()\n"
+    )
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    killed = subprocess.run(
+        [sys.executable, "-c", program, *arguments, f"--out={parts}", "--steps=4"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        timeout=300,
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert [entry["step"] for entry in entries(parts)] == [2]
+    adversarial(AdversarialConfig(**settings, out=parts, steps=4))
+
+    for ours, theirs in zip(entries(parts), entries(whole), strict=True):
+        ours.pop("seconds"), theirs.pop("seconds")
+        assert ours == theirs
+    states = [torch.load(folder / LAST_FILE, weights_only=True) for folder in (whole, parts)]
+    for name, value in states[0]["generator"].items():
+        assert torch.equal(value, states[1]["generator"][name]), name
+
+
+def test_diverged_run_stops_with_its_cause_and_keeps_the_checkpoint(tmp_path, settings):
+    config = AdversarialConfig(**settings, out=tmp_path, steps=2)
+    adversarial(config)
+    good = (tmp_path / LAST_FILE).read_bytes()
+    state = torch.load(tmp_path / LAST_FILE, weights_only=True)
+    state["generator"]["head.bias"].fill_(math.nan)
+    torch.save(state, tmp_path / LAST_FILE)
+    spoilt = (tmp_path / LAST_FILE).read_bytes()
+    with pytest.raises(TrainingError, match=r"is nan in the steps before 4.*learning-rate"):
+        adversarial(AdversarialConfig(**settings, out=tmp_path, steps=4))
+    assert (tmp_path / LAST_FILE).read_bytes() == spoilt != good
+
+
+def test_unknown_layer_is_refused(tmp_path, settings):
+    with pytest.raises(ValueError, match="relu9_9"):
+        AdversarialConfig(**settings, out=tmp_path, steps=2, perceptual_layers={"relu9_9": 1.0})
+
+
+def test_command_line_fails_with_one_line(tmp_path, settings):
+    arguments = [f"--data={settings['data']}", f"--init={settings['init']}", "--vgg=absent"]
+    arguments += [f"--out={tmp_path}", "--steps=2", "--crop=32"]
+    result = subprocess.run(
+        [sys.executable, "-m", "train.adversarial", "paper", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("error: absent is not a readable")
+
+
+def launch(processes, module, arguments):
+    """Runs `python -m module` in so many processes as torchrun would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+
+
+def test_two_processes_with_half_the_batch_train_like_one(tmp_path, data):
+    arguments = [
+        f"--data={data}",
+        "--steps=3",
+        "--crop=32",
+        "--batch=4",
+        "--warmup=1",
+        "--precision=float32",
+        "--device=cpu",
+        "--generator.channels=4",
+        "--generator.blocks=1",
+    ]
+    for processes in (1, 2):
+        launch(processes, "train.pretrain", [*arguments, f"--out={tmp_path / str(processes)}"])
+    one, two = (torch.load(tmp_path / name / LAST_FILE, weights_only=True) for name in ("1", "2"))
+    # Adam divides by the gradient's own size, so compare what it has seen of the gradients.
+    for number, moments in one["optimizer"]["state"].items():
+        other = two["optimizer"]["state"][number]["exp_avg"]
+        assert torch.allclose(moments["exp_avg"], other, rtol=1e-3, atol=1e-7)
+    assert torch.equal(one["sampler"]["random"], two["sampler"]["random"])
+
+
+def test_two_processes_run_the_adversarial_stage(tmp_path, settings):
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    out = tmp_path / "run"
+    launch(2, "train.adversarial", ["ours", *arguments, f"--out={out}", "--steps=2"])
+    assert [entry["step"] for entry in entries(out)] == [2]
+    # The world may change between runs.
+    adversarial(AdversarialConfig(**settings, out=out, steps=4))
+    assert [entry["step"] for entry in entries(out)] == [2, 4]

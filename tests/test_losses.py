@@ -1,0 +1,154 @@
+"""The adversarial stage's losses, its discriminator, and VGG19."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from train.discriminator import Discriminator
+from train.losses import (
+    PAPER_VGG_SCALE,
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+    paper_vgg_loss,
+    r1_penalty,
+    relative_vgg_loss,
+)
+from train.metrics import feature_distance
+from train.vgg import LAYERS, VGG19, VGGError
+
+
+def test_discriminator_has_the_papers_layers():
+    discriminator = Discriminator(96)
+    convolutions = [m for m in discriminator.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [64, 64, 128, 128, 256, 256, 512, 512]
+    assert [c.stride[0] for c in convolutions] == [1, 2] * 4
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in discriminator.modules()) == 7
+    dense = [m for m in discriminator.modules() if isinstance(m, torch.nn.Linear)]
+    assert [(d.in_features, d.out_features) for d in dense] == [(512 * 6 * 6, 1024), (1024, 1)]
+
+
+def test_discriminator_returns_logits_and_activations():
+    logits, activations = Discriminator(32, width=0.125)(torch.rand(3, 3, 32, 32))
+    assert logits.shape == (3,)
+    assert [a.shape[2] for a in activations] == [32, 16, 16, 8, 8, 4, 4, 2]
+
+
+def test_spectral_logit_does_not_depend_on_the_rest_of_the_batch():
+    discriminator = Discriminator(32, normalization="spectral", width=0.125).eval()
+    images = torch.rand(4, 3, 32, 32)
+    together, _ = discriminator(images)
+    alone, _ = discriminator(images[:1])
+    assert torch.allclose(together[:1], alone, atol=1e-6)
+
+
+def test_discriminator_refuses_a_crop_it_cannot_halve_four_times():
+    with pytest.raises(ValueError, match="multiple of 16, got 40"):
+        Discriminator(40)
+
+
+def test_standard_losses_are_cross_entropy():
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 1.0])
+    expected = (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+    assert torch.allclose(discriminator_loss(real, fake, relativistic=False), expected)
+    assert torch.allclose(generator_loss(real, fake, relativistic=False), F.softplus(-fake).mean())
+
+
+def test_relativistic_losses_know_only_differences():
+    real, fake = torch.randn(5), torch.randn(5)
+    for loss in (discriminator_loss, generator_loss):
+        moved = loss(real + 3, fake + 3, relativistic=True)
+        assert torch.allclose(loss(real, fake, relativistic=True), moved, atol=1e-5)
+
+
+def test_relativistic_generator_and_discriminator_want_the_opposite():
+    real, fake = torch.randn(5), torch.randn(5)
+    swapped = discriminator_loss(fake, real, relativistic=True)
+    assert torch.allclose(generator_loss(real, fake, relativistic=True), swapped)
+
+
+def test_undecided_discriminator_costs_log_2():
+    zeros = torch.zeros(4)
+    for relativistic in (False, True):
+        assert discriminator_loss(zeros, zeros, relativistic=relativistic).item() == pytest.approx(
+            math.log(2)
+        )
+
+
+def test_feature_matching_is_zero_for_equal_activations():
+    activations = [torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)]
+    assert feature_matching_loss(activations, [a.clone() for a in activations]).item() == 0
+    shifted = [a + 0.5 for a in activations]
+    assert feature_matching_loss(activations, shifted).item() == pytest.approx(0.5)
+
+
+def test_r1_penalty_is_the_squared_gradient():
+    images = torch.rand(2, 3, 4, 4, requires_grad=True)
+    logits = 2 * images.sum((1, 2, 3))
+    assert r1_penalty(logits, images).item() == pytest.approx(4 * 3 * 4 * 4)
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory):
+    """VGG19 with random weights, written and read in the file format of real ones."""
+    from torchvision.models import vgg19
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("vgg") / "vgg19.safetensors"
+    features = vgg19(weights=None).features
+    save_file({f"features.{k}": v.half() for k, v in features.state_dict().items()}, path)
+    return VGG19(path)
+
+
+def test_vgg_layers_are_the_activations_after_the_named_convolutions(vgg):
+    channels = dict(zip(LAYERS, (64, 128, 256, 512, 512), strict=True))
+    for i, (name, features) in enumerate(
+        zip(LAYERS, vgg(torch.rand(1, 3, 32, 32), tuple(LAYERS)), strict=True)
+    ):
+        assert features.shape == (1, channels[name], 32 >> i, 32 >> i)
+        assert features.min() >= 0
+
+
+@pytest.mark.parametrize("faulty", ["missing", "garbage", "wrong"])
+def test_vgg_names_an_unusable_file(tmp_path, faulty):
+    path = tmp_path / "vgg.safetensors"
+    if faulty == "garbage":
+        path.write_bytes(b"not safetensors")
+    elif faulty == "wrong":
+        save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    with pytest.raises(VGGError, match=r"vgg\.safetensors"):
+        VGG19(path)
+
+
+def test_vgg_losses_are_zero_for_equal_images_and_have_gradients_through_sr(vgg):
+    hr = torch.rand(1, 3, 32, 32)
+    sr = (hr + 0.1 * torch.rand_like(hr)).requires_grad_()
+    weights = {"relu1_2": 0.5, "relu3_4": 1.0}
+    assert paper_vgg_loss(vgg, hr, hr).item() == 0
+    assert relative_vgg_loss(vgg, hr, hr, weights).item() == 0
+    for loss in (paper_vgg_loss(vgg, sr, hr), relative_vgg_loss(vgg, sr, hr, weights)):
+        (gradient,) = torch.autograd.grad(loss, sr)
+        assert loss.item() > 0
+        assert gradient.abs().max() > 0
+
+
+def test_paper_loss_is_squared_error_of_scaled_features(vgg):
+    sr, hr = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+    (a,), (b,) = vgg(sr, ("relu5_4",)), vgg(hr, ("relu5_4",))
+    expected = (a - b).square().mean() / PAPER_VGG_SCALE**2
+    assert torch.allclose(paper_vgg_loss(vgg, sr, hr), expected)
+
+
+def test_feature_distance_is_zero_only_for_equal_images(vgg):
+    hr = torch.rand(1, 3, 32, 48)
+    assert feature_distance(vgg, hr, hr) == 0
+    near, far = (hr + 0.02).clamp(0, 1), torch.rand_like(hr)
+    assert 0 < feature_distance(vgg, near, hr) < feature_distance(vgg, far, hr)
+
+
+def test_feature_distance_refuses_different_sizes(vgg):
+    with pytest.raises(ValueError, match="one size"):
+        feature_distance(vgg, torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 36))
