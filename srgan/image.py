@@ -73,6 +73,11 @@ def _check_area(width: int, height: int, max_pixels: int) -> None:
 
 # -------------------------------------------------------------------------------------- files
 
+#: Suffixes of the files that `open_image` can be expected to read, for finding them in folders.
+INPUT_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"}
+)
+
 #: Kind of file -> how it begins, and the Pillow plugins that may read it. Nothing else is decoded.
 _READABLE = {
     "JPEG": (rb"\xff\xd8\xff", ["JPEG"]),
