@@ -71,7 +71,7 @@ def fetch_files(
         # Asked beforehand, because a download tries for 24 seconds where the Hub refuses, and for
         # minutes where it is silent.
         url = hf_hub_url(repository, names[0], revision=revision)
-        within(HUB_PATIENCE, lambda: get_hf_file_metadata(url, timeout=HUB_PATIENCE))
+        within(HUB_PATIENCE, lambda: get_hf_file_metadata(url))
         left = HUB_PATIENCE - (time.monotonic() - start) if hurry else DOWNLOAD_PATIENCE
         return within(left, download), ()
     except HFValidationError as exc:

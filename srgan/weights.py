@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -181,7 +181,10 @@ def _read_config(path: Path) -> dict:
 
 
 def _generator_config(entries: dict) -> GeneratorConfig:
-    """From JSON. Raises TypeError or ValueError."""
+    """From JSON; raises ValueError."""
+    names = [field.name for field in fields(GeneratorConfig)]
+    if sorted(entries) != sorted(names):
+        raise ValueError(f"the size is told by {' and '.join(names)}, got {entries}")
     for name, value in entries.items():
         if type(value) is not int:
             raise ValueError(f"{name} must be a whole number, got {value!r}")
@@ -240,15 +243,22 @@ def load_generator(
                 f"{path} doesn't say which generator it holds: its metadata needs a 'config' with "
                 f"channels and blocks."
             ) from exc
-    faults = _faults(state, config)
+    if config.blocks > len(state) or config.channels > sum(v.numel() for v in state.values()):
+        faults = ["it holds too few values"]  # and nothing is built as large as a config claims
+    else:
+        with torch.device("meta"):  # no memory, no random numbers: the file has the values
+            generator = Generator(config)
+        expected = generator.state_dict()
+        faults = _faults(state, expected)
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise WeightsError(
             f"{path} doesn't fit a generator of {config.channels} channels and {config.blocks} "
             f"blocks: {'; '.join(faults[:3])}{more}."
         )
-    generator = _skeleton(config).to_empty(device="cpu")
-    generator.load_state_dict(state)
+    # Copies, for these may be views of the file.
+    state = {name: value.to(expected[name].dtype, copy=True) for name, value in state.items()}
+    generator.load_state_dict(state, assign=True)
     return generator.eval()
 
 
@@ -281,18 +291,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(f"{path} is not a readable safetensors file: {exc}.") from exc
 
 
-def _skeleton(config: GeneratorConfig) -> Generator:
-    """A generator that has no memory for its weights yet."""
-    with torch.device("meta"):
-        return Generator(config)
-
-
-def _faults(state: dict[str, Tensor], config: GeneratorConfig) -> list[str]:
-    """What keeps a state from being that of a generator, in words, sorted."""
-    # What a hostile config asks for is not built.
-    if config.blocks > len(state) or config.channels > sum(v.numel() for v in state.values()):
-        return ["it holds too few values"]
-    expected = _skeleton(config).state_dict()
+def _faults(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """What keeps a state from being the expected one, in words, sorted."""
     faults = [f"{name} is missing" for name in expected.keys() - state.keys()]
     faults += [f"{name} is not part of it" for name in state.keys() - expected.keys()]
     for name in expected.keys() & state.keys():

@@ -1,0 +1,60 @@
+"""What several test modules share."""
+
+import os
+
+# Before the first import of huggingface_hub: no test reaches the real Hub. Port 9 answers nobody.
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from srgan import Generator, GeneratorConfig, save_weights
+
+TINY = GeneratorConfig(channels=8, blocks=2)
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch):
+    for name in ("SRGAN_WEIGHTS", "SRGAN_MAX_PIXELS", "SRGAN_MAX_BYTES", "SPACE_AUTHOR_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers_every_time():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def make_generator() -> Callable[..., Generator]:
+    """Makes generators that enlarge roughly, with nothing left at its default value."""
+
+    def make(seed: int = 0, config: GeneratorConfig = TINY) -> Generator:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            generator = Generator(config)
+            generator.initialize_as_interpolation()
+            for parameter in generator.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter) / parameter[0].numel() ** 0.5)
+            for module in generator.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.weight.normal_(0, 0.3)
+                    module.running_mean.normal_(0, 0.1)
+                    module.running_var.uniform_(0.5, 2)
+                elif isinstance(module, nn.PReLU):
+                    module.weight.uniform_(0.05, 0.5)
+        return generator.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(make_generator, tmp_path_factory) -> Path:
+    """A weights folder with two small, different networks and a recommended detail of 0.75."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_weights(folder, make_generator(1), make_generator(2), adversarial=True, detail=0.75)
+    return folder

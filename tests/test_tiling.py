@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from srgan import Cancelled
+from srgan.generator import GeneratorConfig, InferenceGenerator, fold
+from srgan.tiling import enlarge_tiled
+
+
+@pytest.fixture(scope="module")
+def network(make_generator):
+    return InferenceGenerator(fold(make_generator(seed=4)))
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.mark.parametrize(
+    "height, width, body_tile, tail_tile",
+    [
+        (1, 1, 1, 1),
+        (3, 5, 1, 1),
+        (3, 5, 512, 64),
+        (1, 400, 64, 16),
+        (400, 1, 64, 64),
+        (31, 29, 13, 7),
+        (37, 53, 53, 2),
+        (40, 40, 20, 64),
+        (40, 40, 8, 20),
+        (41, 40, 40, 40),
+    ],
+)
+def test_tiled_output_equals_whole_image(network, height, width, body_tile, tail_tile):
+    lr = torch.rand(1, 3, height, width)
+    sr = enlarge_tiled(network, lr, body_tile=body_tile, tail_tile=tail_tile)
+    torch.testing.assert_close(sr, network(lr), rtol=0, atol=1e-5)
+
+
+def test_full_size_network_tiles_exactly(make_generator):
+    network = InferenceGenerator(fold(make_generator(seed=5, config=GeneratorConfig())))
+    lr = torch.rand(1, 3, 50, 91)
+    sr = enlarge_tiled(network, lr, body_tile=46, tail_tile=23)
+    torch.testing.assert_close(sr, network(lr), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("part, halo", [("body_halo", 3), ("tail_halo", 1)])
+def test_too_narrow_a_halo_shows_at_the_seams(network, monkeypatch, part, halo):
+    """That the tests above could fail, and where the seams are."""
+    lr = torch.rand(1, 3, 60, 60)
+    monkeypatch.setattr(network, part, halo, raising=False)
+    sr = enlarge_tiled(network, lr, body_tile=30, tail_tile=30)
+    wrong = (sr - network(lr)).abs().amax((0, 1)) > 1e-5  # (240, 240)
+    assert wrong[118:122, 118:122].all()
+    assert not wrong[:90, :90].any()
+
+
+def test_no_tile_is_larger_than_asked_for(network, monkeypatch):
+    sides = {"body": [], "tail": []}
+
+    def recorded(name):
+        function = getattr(network, name)
+
+        def call(x, *args, **options):
+            sides[name] += x.shape[2:]
+            return function(x, *args, **options)
+
+        return call
+
+    for name in sides:
+        monkeypatch.setattr(network, name, recorded(name))
+    enlarge_tiled(network, torch.rand(1, 3, 70, 45), body_tile=32, tail_tile=8)
+    assert max(sides["body"]) <= 32 + 2 * (network.body_halo + network.tail_halo)
+    assert max(sides["tail"]) <= 8 + 2 * network.tail_halo
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (45, 70)])
+def test_progress_rises_from_above_zero_to_exactly_one(network, size):
+    fractions = []
+    enlarge_tiled(
+        network, torch.rand(1, 3, *size), body_tile=32, tail_tile=8, progress=fractions.append
+    )
+    assert fractions[0] > 0
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    assert fractions.count(1) == 1
+
+
+def test_progress_is_called_often(network):
+    fractions = []
+    enlarge_tiled(
+        network, torch.rand(1, 3, 64, 64), body_tile=32, tail_tile=16, progress=fractions.append
+    )
+    assert len(fractions) == 4 * network.depth + 16
+    steps = torch.tensor([0.0, *fractions]).diff()
+    assert steps.min() > 0
+    assert steps.max() < 0.2
+
+
+def test_what_progress_raises_ends_the_work(network):
+    calls = []
+
+    def stop(fraction):
+        calls.append(fraction)
+        if len(calls) == 3:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled, match="enough"):
+        enlarge_tiled(network, torch.rand(1, 3, 30, 30), body_tile=10, tail_tile=5, progress=stop)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("tiles", [{"body_tile": 0}, {"tail_tile": -4}])
+def test_empty_tiles_are_refused(network, tiles):
+    with pytest.raises(ValueError, match="at least 1 pixel"):
+        enlarge_tiled(network, torch.rand(1, 3, 4, 4), **tiles)
