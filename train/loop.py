@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -176,7 +176,7 @@ def load_data(config: TrainingConfig, world: World) -> tuple[CropSampler, Packed
 
 
 def fix_batch_norm(module: nn.Module) -> None:
-    """Lets every BN use its stored statistics (mean 0 and variance 1 in a new network) for good.
+    """Lets every BN use its stored statistics for good, also while training.
 
     What remains of it is a scale and an offset for each channel: still the paper's network, but
     without the dependence on the batch that Lim et al. 2017 (EDSR) and Wang et al. 2018 (ESRGAN)
@@ -185,6 +185,29 @@ def fix_batch_norm(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             child.eval()
+
+
+@torch.no_grad()
+def measure_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Sets the statistics of every BN to their mean over the batches.
+
+    Without this a new network whose BN is fixed would have branches of far smaller values than
+    its trunk, and hardly use its depth.
+
+    Args:
+        module: left in training mode.
+        batches: inputs of the module.
+    """
+    norms = [child for child in module.modules() if isinstance(child, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean
+    module.train()
+    for batch in batches:
+        module(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def update(

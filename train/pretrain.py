@@ -25,6 +25,7 @@ from srgan.generator import Generator, GeneratorConfig
 from srgan.metrics import psnr_y
 from srgan.weights import SRRESNET_FILE, load_generator, save_generator
 from train.checkpoint import CheckpointError
+from train.data import CropSampler
 from train.loop import (
     TrainingConfig,
     TrainingError,
@@ -32,6 +33,7 @@ from train.loop import (
     fix_batch_norm,
     join_world,
     load_data,
+    measure_batch_norm,
     run,
     update,
     validation_pairs,
@@ -39,6 +41,9 @@ from train.loop import (
 from train.samples import add_samples
 
 logger = logging.getLogger(__name__)
+
+#: Batches on which a new network's BN statistics are measured.
+MEASURED_BATCHES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +55,8 @@ class PretrainConfig(TrainingConfig):
     start: Literal["interpolation", "random"] = "interpolation"
     """A new network's first weights: bilinear enlargement, or PyTorch's random ones."""
     batch_norm: Literal["fixed", "batch"] = "fixed"
-    """Statistics of BN: fixed (at mean 0 and variance 1, or at those of --init), or of each batch
-    as in the paper."""
+    """Statistics of BN: fixed (at those of --init, or of a new network's first crops), or of each
+    batch as in the paper."""
     loss: Literal["l1", "mse"] = "l1"
     """Pixel error; the paper's is mse."""
     learning_rate: float = 5e-4
@@ -77,6 +82,13 @@ def pretrain(config: PretrainConfig) -> float:
         generator = _make_generator(config).to(world.device, memory_format=torch.channels_last)
         generator.train()
         if config.batch_norm == "fixed":
+            if not config.init:
+                # Not the sampler's own shares: all processes must measure the same.
+                random = torch.Generator().manual_seed(config.seed)
+                crops = CropSampler(
+                    sampler.images, crop=config.crop, batch=config.batch, generator=random
+                )
+                measure_batch_norm(generator, (crops.next()[0] for _ in range(MEASURED_BATCHES)))
             fix_batch_norm(generator)
         average = AveragedModel(
             generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True

@@ -1,0 +1,183 @@
+"""Evaluation and the weights folder made from it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from srgan import Generator, GeneratorConfig, load_weights, save_weights
+from srgan.image import enlarge_bicubic, shrink, to_tensor
+from srgan.metrics import psnr_y, ssim_y
+from srgan.weights import CONFIG_FILE, SRGAN_FILE, SRRESNET_FILE, save_generator
+from train import loop
+from train.evaluate import PAPER, EvaluateConfig, evaluate, table
+from train.publish import CARD_FILE, PublishConfig, build
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two smooth images whose sides are no multiples of 4."""
+    folder = tmp_path / "Waves"
+    folder.mkdir()
+    for i, (height, width) in enumerate([(50, 61), (64, 47)]):
+        y, x = np.mgrid[:height, :width]
+        image = np.stack([127 + 90 * np.sin(x / (3 + k) + y / (5 + i)) for k in range(3)], axis=2)
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def generators():
+    torch.manual_seed(0)
+    first, second = (Generator(GeneratorConfig(channels=4, blocks=1)) for _ in range(2))
+    first.initialize_as_interpolation()
+    second.initialize_as_interpolation()
+    with torch.no_grad():
+        second.head.bias += 0.05
+    return first, second
+
+
+def test_bicubic_row_is_pillows_bicubic(tmp_path, dataset, generators):
+    save_weights(tmp_path / "w", *generators, adversarial=True)
+    results = evaluate(
+        EvaluateConfig(datasets=[dataset], weights=str(tmp_path / "w"), vgg="none", device="cpu")
+    )
+    hr = Image.open(dataset / "0.png").crop((0, 0, 60, 48))
+    sr = hr.resize((15, 12), Image.BICUBIC).resize((60, 48), Image.BICUBIC)
+    measured = results["images"]["Waves"]["0.png"]["bicubic"]
+    assert measured["psnr_y"] == pytest.approx(psnr_y(to_tensor(sr), to_tensor(hr)))
+    assert measured["ssim_y"] == pytest.approx(ssim_y(to_tensor(sr), to_tensor(hr)))
+
+
+def test_means_are_over_the_images_and_networks_are_told_apart(tmp_path, dataset, generators):
+    save_weights(tmp_path / "w", *generators, adversarial=True)
+    results = evaluate(
+        EvaluateConfig(datasets=[dataset], weights=str(tmp_path / "w"), vgg="none", device="cpu")
+    )
+    images = results["images"]["Waves"]
+    mean = results["evaluation"]["Waves"]
+    for network in ("bicubic", "srresnet", "srgan"):
+        values = [images[name][network]["psnr_y"] for name in ("0.png", "1.png")]
+        assert mean[network]["psnr_y"] == pytest.approx(sum(values) / 2)
+    assert mean["srgan"]["psnr_y"] < mean["srresnet"]["psnr_y"]  # its colours are off by 0.05
+
+
+def test_sheets_show_five_pieces_side_by_side(tmp_path, dataset, generators):
+    save_weights(tmp_path / "w", *generators, adversarial=True)
+    sheets = tmp_path / "sheets"
+    config = EvaluateConfig(
+        datasets=[dataset],
+        weights=str(tmp_path / "w"),
+        vgg="none",
+        device="cpu",
+        sheets=sheets,
+        sheet_crop=32,
+    )
+    evaluate(config)
+    sheet = Image.open(sheets / "Waves-0.png")
+    assert sheet.size == (5 * 32 + 4 * 4, 32)
+    hr = Image.open(dataset / "0.png").crop((0, 0, 60, 48))
+    piece = (14, 8, 46, 40)
+    assert sheet.crop((4 * 36, 0, 4 * 36 + 32, 32)).tobytes() == hr.crop(piece).tobytes()
+    bicubic = enlarge_bicubic(shrink(hr)).crop(piece)
+    assert sheet.crop((36, 0, 68, 32)).tobytes() == bicubic.tobytes()
+
+
+def test_table_has_the_papers_rows_beside_ours():
+    metrics = {"psnr_y": 31.5, "ssim_y": 0.9, "vgg19": 0.25}
+    text = table({"Set5": {"srresnet": metrics}})
+    assert "| Set5 | SRResNet | 31.50 | 0.9000 | 0.2500 | 32.05 | 0.9019 |" in text
+    assert PAPER["Set5"]["srresnet"] == (32.05, 0.9019)
+
+
+def test_empty_dataset_is_named(tmp_path, generators):
+    save_weights(tmp_path / "w", *generators, adversarial=True)
+    (tmp_path / "empty").mkdir()
+    arguments = ["--weights", str(tmp_path / "w"), "--vgg", "none", str(tmp_path / "empty")]
+    result = subprocess.run(
+        [sys.executable, "-m", "train.evaluate", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith("empty holds no images")
+
+
+@pytest.fixture
+def runs(tmp_path, generators):
+    """The folders of a finished run of each stage."""
+    names = {"srresnet": SRRESNET_FILE, "srgan": SRGAN_FILE}
+    for generator, (stage, name) in zip(generators, names.items(), strict=True):
+        folder = tmp_path / "runs" / stage
+        folder.mkdir(parents=True)
+        save_generator(generator, folder / name)
+        settings = {"data": "/secret/path", "batch": 8, "minutes": 10}
+        (folder / loop.CONFIG_FILE).write_text(json.dumps(settings))
+        entry = {"step": 1234, "seconds": 600}
+        (folder / loop.LOG_FILE).write_text(json.dumps(entry) + "\n")
+    return tmp_path / "runs"
+
+
+def test_weights_folder_round_trip_with_evaluation(tmp_path, dataset, runs):
+    options = {
+        "out": tmp_path / "out",
+        "srresnet": runs / "srresnet",
+        "srgan": runs / "srgan",
+        "detail": 0.8,
+    }
+    build(PublishConfig(**options))
+    results = evaluate(
+        EvaluateConfig(datasets=[dataset], weights=str(tmp_path / "out"), vgg="none")
+    )
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    build(PublishConfig(**options, evaluation=tmp_path / "results.json"))
+
+    weights = load_weights(tmp_path / "out")
+    assert weights.adversarial
+    assert weights.detail == 0.8
+    assert weights.evaluation == results["evaluation"]
+    text = (tmp_path / "out" / CARD_FILE).read_text(encoding="utf-8")
+    assert table(results["evaluation"]) in text
+    assert "1,234 steps in 10 minutes" in text
+    assert "secret" not in text + (tmp_path / "out" / CONFIG_FILE).read_text()
+    card = ModelCard(text)
+    assert card.data.license == "mit"
+    psnr = results["evaluation"]["Waves"]["srgan"]["psnr_y"]
+    assert round(psnr, 4) in [result.metric_value for result in card.data.eval_results]
+
+
+def test_without_the_adversarial_stage_config_and_card_say_so(tmp_path, runs):
+    build(PublishConfig(out=tmp_path / "out", srresnet=runs / "srresnet"))
+    weights = load_weights(tmp_path / "out")
+    assert not weights.adversarial
+    assert "adversarial stage" in weights.notices[0]
+    text = (tmp_path / "out" / CARD_FILE).read_text(encoding="utf-8")
+    assert "adversarial stage has not been run" in text
+    assert "Not measured yet" in text
+
+
+def test_evaluation_of_other_weights_is_refused(tmp_path, dataset, runs):
+    build(PublishConfig(out=tmp_path / "out", srresnet=runs / "srresnet"))
+    results = evaluate(
+        EvaluateConfig(datasets=[dataset], weights=str(tmp_path / "out"), vgg="none")
+    )
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="other weights"):
+        build(
+            PublishConfig(
+                out=tmp_path / "out",
+                srresnet=runs / "srresnet",
+                srgan=runs / "srgan",
+                evaluation=tmp_path / "results.json",
+            )
+        )
