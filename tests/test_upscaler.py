@@ -1,0 +1,245 @@
+import json
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srgan import Cancelled, ImageError, Upscaler, WeightsError
+from srgan import upscaler as module
+from srgan import weights as weights_module
+from srgan.generator import InferenceGenerator, fold
+from srgan.image import map_pixels
+from srgan.upscaler import CACHED_NETWORKS
+from srgan.weights import SRGAN_FILE, load_weights
+
+
+@pytest.fixture(scope="module")
+def upscaler(tiny_weights):
+    return Upscaler(tiny_weights, "cpu")
+
+
+def photo(seed: int = 0, size: tuple[int, int] = (23, 17), mode: str = "RGB") -> Image.Image:
+    """A smooth random picture."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (5, 6, 4), np.uint8))
+    image = coarse.resize(size, Image.Resampling.BICUBIC)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype("<u2") * 257)
+    return image.convert("RGB").convert(mode) if mode == "P" else image.convert(mode)
+
+
+def distance(a: Image.Image, b: Image.Image) -> float:
+    return float(np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean())
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return a.mode == b.mode and np.array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize(
+    "mode, result",
+    [
+        ("RGB", "RGB"),
+        ("L", "L"),
+        ("LA", "LA"),
+        ("RGBA", "RGBA"),
+        ("P", "RGB"),
+        ("1", "L"),
+        ("I;16", "I;16"),
+        ("CMYK", "RGB"),
+    ],
+)
+def test_every_mode_becomes_four_times_as_large(upscaler, mode, result):
+    image = photo(mode=mode)
+    large = upscaler.upscale(image)
+    assert large.size == (92, 68)
+    assert large.mode == result
+    assert len(np.unique(large)) > 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (61, 2)])
+def test_small_and_odd_sizes(upscaler, size):
+    assert upscaler.upscale(photo(size=size)).size == (4 * size[0], 4 * size[1])
+
+
+def test_image_given_is_not_changed(upscaler):
+    image = photo(mode="RGBA")
+    before = image.copy()
+    upscaler.upscale(image)
+    assert same(image, before)
+
+
+# --------------------------------------------------------------------------------------- detail
+
+
+@pytest.mark.parametrize("detail, network", [(0, "srresnet"), (1, "srgan")])
+def test_ends_of_detail_are_exactly_the_two_networks(upscaler, tiny_weights, detail, network):
+    generator = InferenceGenerator(fold(getattr(load_weights(tiny_weights), network)))
+    expected = map_pixels(photo(), generator)
+    assert same(upscaler.upscale(photo(), detail), expected)
+
+
+def test_half_detail_lies_between(upscaler):
+    faithful, half, textured = (upscaler.upscale(photo(), d) for d in (0.0, 0.5, 1.0))
+    assert 0 < distance(half, faithful) < distance(textured, faithful)
+    assert 0 < distance(half, textured) < distance(textured, faithful)
+
+
+def test_default_detail_is_the_recommended_one(upscaler):
+    assert upscaler.default_detail == 0.75
+    assert same(upscaler.upscale(photo()), upscaler.upscale(photo(), 0.75))
+    assert not same(upscaler.upscale(photo()), upscaler.upscale(photo(), 1))
+
+
+@pytest.mark.parametrize("detail", [-0.01, 1.01, float("nan"), float("inf")])
+def test_detail_outside_its_range_is_refused(upscaler, detail):
+    with pytest.raises(ValueError, match=r"detail must be in \[0, 1\]"):
+        upscaler.upscale(photo(), detail)
+
+
+def test_many_details_do_not_fill_the_memory(tiny_weights):
+    upscaler = Upscaler(tiny_weights, "cpu")
+    first = upscaler.upscale(photo(), 0.0)
+    for detail in np.linspace(0.1, 0.9, 3 * CACHED_NETWORKS):
+        upscaler.upscale(photo(size=(2, 2)), float(detail))
+    assert len(upscaler._networks) <= CACHED_NETWORKS
+    assert same(upscaler.upscale(photo(), 0.0), first)
+
+
+# ---------------------------------------------------------------------------------- statelessness
+
+
+def test_results_do_not_depend_on_other_calls_at_the_same_time(tiny_weights):
+    jobs = [
+        (photo(seed, (9 + seed, 20 - seed), mode), seed % 5 / 4)
+        for seed in range(6)
+        for mode in ("RGB", "LA")
+    ]
+    serial = [Upscaler(tiny_weights, "cpu").upscale(*job) for job in jobs]
+    shared = Upscaler(tiny_weights, "cpu")
+    with ThreadPoolExecutor(8) as pool:
+        parallel = list(pool.map(lambda job: shared.upscale(*job), jobs + jobs[::-1]))
+    assert all(map(same, parallel, serial + serial[::-1]))
+
+
+def test_tiles_do_not_change_the_result(tiny_weights, upscaler):
+    tiled = Upscaler(tiny_weights, "cpu", tile=5).upscale(photo(size=(31, 22)))
+    whole = upscaler.upscale(photo(size=(31, 22)))
+    # 1e-5 can decide how a value is rounded.
+    assert np.abs(np.asarray(tiled).astype(int) - np.asarray(whole)).max() <= 1
+
+
+# -------------------------------------------------------------------------------------- progress
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_progress_comes_on_the_calling_thread_and_ends_at_one(upscaler, mode):
+    calls = []
+    upscaler.upscale(photo(mode=mode), progress=lambda f: calls.append((f, threading.get_ident())))
+    fractions, threads = zip(*calls, strict=True)
+    assert fractions == tuple(sorted(fractions))
+    assert fractions[0] > 0
+    assert fractions[-1] == 1
+    assert set(threads) == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("error", [Cancelled("enough"), RuntimeError("mine"), KeyboardInterrupt()])
+def test_what_progress_raises_comes_out(upscaler, error):
+    expected = upscaler.upscale(photo())
+
+    def stop(fraction):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        upscaler.upscale(photo(), progress=stop)
+    assert caught.value is error
+    assert same(upscaler.upscale(photo()), expected)
+
+
+# ---------------------------------------------------------------------------------------- limits
+
+
+def test_too_large_images_are_refused(tiny_weights, monkeypatch):
+    upscaler = Upscaler(tiny_weights, "cpu", max_pixels=100)
+    assert upscaler.upscale(photo(size=(10, 10))).size == (40, 40)
+    with pytest.raises(ImageError, match="limit is 100"):
+        upscaler.upscale(photo(size=(101, 1)))
+    monkeypatch.setenv("SRGAN_MAX_PIXELS", "99")
+    assert Upscaler(tiny_weights, "cpu").max_pixels == 99
+
+
+def test_empty_images_are_refused(upscaler):
+    with pytest.raises(ImageError, match="empty"):
+        upscaler.upscale(Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to …"),
+    ],
+)
+def test_lack_of_memory_is_told_in_a_sentence(upscaler, monkeypatch, error):
+    def enlarge_tiled(*_, **__):
+        raise error
+
+    monkeypatch.setattr(module, "enlarge_tiled", enlarge_tiled)
+    with pytest.raises(ImageError, match=r"Not enough memory on cpu for 23 × 17 .*smaller tile"):
+        upscaler.upscale(photo())
+
+
+# ---------------------------------------------------------------------------------- construction
+
+
+def test_info_can_be_sent_as_json(upscaler, tiny_weights):
+    info = json.loads(json.dumps(upscaler.info()))
+    assert info["model"] == "srgan-x4"
+    assert info["source"] == str(tiny_weights)
+    assert info["revision"] is None
+    assert info["scale"] == 4
+    assert info["device"] == "cpu"
+    assert info["adversarial"] is True
+    assert info["default_detail"] == 0.75
+    assert info["parameters"] == sum(p.numel() for p in upscaler.weights.srgan.parameters())
+    assert info["limits"] == {"max_pixels": 2**21, "max_bytes": 50_000_000}
+    assert torch.__version__.startswith(info["versions"]["torch"])
+    assert info["notices"] == []
+
+
+def test_info_can_be_changed_without_harm(upscaler):
+    upscaler.info()["notices"].append("mine")
+    assert upscaler.info()["notices"] == upscaler.notices == []
+
+
+def test_weights_come_from_the_environment_too(tiny_weights, monkeypatch):
+    monkeypatch.setenv("SRGAN_WEIGHTS", os.fspath(tiny_weights))
+    assert Upscaler(device="cpu").info()["source"] == os.fspath(tiny_weights)
+
+
+def test_fallback_tells_why(tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights_module, "BUNDLED_FOLDER", tiny_weights)
+    damaged = shutil.copytree(tiny_weights, tmp_path / "damaged")
+    (damaged / SRGAN_FILE).write_bytes(b"")
+    with pytest.raises(WeightsError, match="is damaged"):
+        Upscaler(damaged, "cpu")
+    upscaler = Upscaler(damaged, "cpu", fallback=True)
+    assert upscaler.info()["source"] == "bundled"
+    assert "is damaged" in upscaler.notices[0]
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_devices_that_are_not_there_are_refused(tiny_weights, device):
+    with pytest.raises(ValueError, match=f"device {device} is not available here"):
+        Upscaler(tiny_weights, device)
+
+
+def test_empty_tiles_are_refused(tiny_weights):
+    with pytest.raises(ValueError, match="tile must be at least 1, got 0"):
+        Upscaler(tiny_weights, "cpu", tile=0)
