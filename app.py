@@ -1,0 +1,912 @@
+"""The page, the API and the MCP tools.
+
+    python app.py [--share] [--weights WEIGHTS]
+
+serves on http://localhost:7860; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say otherwise.
+"""
+
+import argparse
+import asyncio
+import html
+import importlib.util
+import logging
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
+try:
+    import spaces  # before torch, which it has to patch on ZeroGPU
+except ImportError:
+    spaces = None
+
+import gradio as gr
+from fastapi.responses import PlainTextResponse
+from gradio.block_function import BlockFunction
+from gradio.context import LocalContext
+from gradio.data_classes import ImageData
+from gradio.processing_utils import save_base64_to_cache
+from gradio.utils import get_upload_folder, is_in_or_equal
+from PIL import Image
+
+from srgan import SCALE, Cancelled, ImageError, SRGANError, Upscaler, open_image, save_image
+from srgan.image import (
+    OUTPUT_FORMATS,
+    crop_to_scale,
+    default_max_bytes,
+    enlarge_bicubic,
+    enlarge_nearest,
+    notices,
+    shrink,
+    to_tensor,
+)
+from srgan.metrics import psnr_y, ssim_y
+
+HERE = Path(__file__).resolve().parent
+EXAMPLES = {
+    "Cat": HERE / "examples" / "cat.png",
+    "Coffee": HERE / "examples" / "coffee.png",
+    "Portrait": HERE / "examples" / "astronaut.png",
+    "Rocket": HERE / "examples" / "rocket.png",
+}
+ENLARGE, RESTORE = "enlarge", "restore"
+BICUBIC, PIXELS, ORIGINAL = "bicubic", "pixels", "original"
+LEFT_CHOICES = [("Bicubic", BICUBIC), ("Original pixels", PIXELS)]
+DOWNLOADS = {"png": "PNG", "webp": "WebP", "jpeg": "JPEG", "avif": "AVIF", "tiff": "TIFF"}
+#: Shortest side of a photograph that is shrunk and restored; SSIM needs it.
+RESTORE_LEAST = 32
+#: Seconds that uploads and results are kept, and between two looks for older ones.
+KEEP_FILES, CLEAN_EVERY = 3600, 600
+PORT = 7860
+#: Visitors waiting at most; the next one is told to come back.
+QUEUE_SIZE = 32
+#: Seconds that a running image is given to finish after SIGTERM.
+GRACE = 60
+#: On ZeroGPU the network runs in another process, which can't report progress to this one.
+ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
+
+logger = logging.getLogger("app")
+Report = Callable[[float], None]  # the share of the work that is done, in [0, 1]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One photograph on the page, and the PNG files that have been made of it.
+
+    Attributes:
+        photo: the uploaded file.
+        name: its name without suffix, fit for file names and HTML.
+        mode: ENLARGE or RESTORE.
+        size: width and height of the photograph.
+        lr_size: width and height of what is enlarged.
+        alpha: whether there is transparency.
+        notices: what was left out of the file.
+        bicubic: the bicubic enlargement; its folder also takes the other left halves.
+        srgan: the enlargement by the network, None until there is one.
+        detail: with which `srgan` was made.
+        seconds: which the network took for it.
+        remembered: whether that was for an earlier visitor; only examples are.
+        scores: PSNR in dB and SSIM by name of the method, where there is an original.
+    """
+
+    photo: str
+    name: str
+    mode: str
+    size: tuple[int, int]
+    lr_size: tuple[int, int]
+    alpha: bool
+    notices: tuple[str, ...]
+    bicubic: str
+    srgan: str | None = None
+    detail: float = 1.0
+    seconds: float = 0.0
+    remembered: bool = False
+    scores: dict[str, tuple[float, float]] | None = None
+
+
+class Handlers:
+    """What page and API do. No image outlives its call but in files and in a visitor's `Run`.
+
+    Args:
+        upscaler: shared by all visitors.
+    """
+
+    def __init__(self, upscaler: Upscaler):
+        self.upscaler = upscaler
+        self._network = _on_gpu(upscaler.upscale)
+        self._worker = threading.Lock()  # one image at a time, also while a stopped one winds up
+        self._closing = False
+        self._examples: dict[tuple[str, str], tuple[Image.Image, float]] = {}
+        # Session -> its newest run's stop signal, which nothing but that run keeps alive.
+        self._stops: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+    # ---- API and MCP: the names, parameters and docstrings below are what clients see
+
+    async def upscale(
+        self,
+        image: str,
+        detail: float | None = None,
+        output_format: str = "png",
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> str:
+        """Enlarge a photograph to four times its width and height with SRGAN, a neural network
+        that adds believable detail. Colour profile, orientation, transparency and EXIF are kept.
+
+        Args:
+            image: The photograph: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC.
+            detail: From 0, faithful and smooth, to 1, textured; details then may be invented.
+            output_format: File format of the result: png (exact), webp, jpeg, avif, tiff or bmp.
+
+        Returns:
+            The enlarged image file.
+        """
+        if output_format not in OUTPUT_FORMATS:
+            raise gr.Error(
+                f"The format {html.escape(output_format)!r} is not known. Choose one of "
+                f"{', '.join(OUTPUT_FORMATS)}.",
+                print_exception=False,
+            )
+
+        def work(report: Report) -> str:
+            photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
+            sr = self._run_network(photo, detail, report)[0]
+            name = f"{_stem(image)}-srgan-x{SCALE}{OUTPUT_FORMATS[output_format]}"
+            return _save(sr, _new_folder() / name)
+
+        return await _in_background(work, progress)
+
+    async def compare(
+        self,
+        image: str,
+        left: str = BICUBIC,
+        detail: float | None = None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[str, str]:
+        """Enlarge a photograph four times without and with SRGAN, to see what the network adds.
+
+        Args:
+            image: The photograph: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC.
+            left: The first image: bicubic for plain interpolation, pixels for the bare pixels.
+            detail: From 0, faithful and smooth, to 1, textured; details then may be invented.
+
+        Returns:
+            Two PNG images of one size, SRGAN second.
+        """
+
+        def work(report: Report) -> tuple[str, str]:
+            photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
+            sr = self._run_network(photo, detail, report)[0]
+            plain = enlarge_bicubic(photo) if left == BICUBIC else enlarge_nearest(photo)
+            folder, name = _new_folder(), _stem(image)
+            return (
+                _save(plain, folder / f"{name}-{left}-x{SCALE}.png"),
+                _save(sr, folder / f"{name}-srgan-x{SCALE}.png"),
+            )
+
+        return await _in_background(work, progress)
+
+    def info(self) -> dict:
+        """Tell which model runs here, where its weights came from, on what device, its limits.
+
+        Returns:
+            Model, source, revision, parameters, scale, device, limits and versions.
+        """
+        return self.upscaler.info()
+
+    # ---- the page
+
+    def begin(
+        self, photo: str | None, mode: str, left: str, request: gr.Request | None = None
+    ) -> tuple:
+        """Takes a photograph in and shows its bicubic enlargement; the network comes after."""
+        if photo is None:
+            raise gr.Error("No photo arrived. Please choose it again.", print_exception=False)
+        with _errors_as_gradio():
+            lr, original = self._read(photo, mode)
+            name = _stem(photo)
+            bicubic = _new_folder() / f"{name}-bicubic-x{SCALE}.png"
+            source = lr if original is None else original
+            run = Run(
+                photo=photo,
+                name=name,
+                mode=mode,
+                size=source.size,
+                lr_size=lr.size,
+                alpha="A" in lr.getbands() or "transparency" in lr.info,
+                notices=tuple(notices(source)),
+                bicubic=_save(enlarge_bicubic(lr), bicubic),
+            )
+        self._take_over(request)
+        if left == ORIGINAL and mode == ENLARGE:
+            left = BICUBIC  # there is no original
+        return run, *self.present(run, left), None, _left_radio(mode, left)
+
+    def begin_example(
+        self, mode: str, left: str, event: gr.EventData, request: gr.Request | None = None
+    ) -> tuple:
+        """`begin` with the example whose button was pressed."""
+        return self.begin(str(EXAMPLES[event.target.value]), mode, left, request)
+
+    def begin_again(
+        self, run: Run | None, mode: str, left: str, request: gr.Request | None = None
+    ) -> tuple:
+        """`begin` with the photograph that is there already."""
+        if run is None:
+            return (gr.skip(),) * 7
+        return self.begin(run.photo, mode, left, request)
+
+    async def enlarge(
+        self,
+        run: Run | None,
+        detail: float,
+        request: gr.Request | None = None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Run | dict:
+        """Runs the network on a begun run."""
+        if run is None:
+            return gr.skip()
+        stop = self._take_over(request)
+
+        def work(report: Report) -> Run:
+            lr, original = self._read(run.photo, run.mode)
+            sr, seconds, remembered = self._enlarge_once(run, lr, detail, report)
+            scores = None
+            if original is not None:
+                hr = to_tensor(crop_to_scale(original))
+                scores = {
+                    name: (psnr_y(tensor, hr), ssim_y(tensor, hr))
+                    for name, tensor in (
+                        ("Bicubic", to_tensor(enlarge_bicubic(lr))),
+                        ("SRGAN", to_tensor(sr)),
+                    )
+                }
+            return replace(
+                run,
+                srgan=_save(sr, _new_folder() / f"{run.name}-srgan-x{SCALE}.png"),
+                detail=detail,
+                seconds=seconds,
+                remembered=remembered,
+                scores=scores,
+            )
+
+        try:
+            return await _in_background(work, progress, stop)
+        except _Stopped:
+            return gr.skip()
+
+    def stop(self, request: gr.Request | None = None) -> None:
+        """Stops what this visitor has running, within a tile."""
+        self._take_over(request)
+
+    def present(self, run: Run | None, left: str) -> tuple:
+        """What the page says and shows of a run, as far as it has come."""
+        if run is None:
+            return (gr.skip(),) * 4
+        return (
+            self.compare_halves(run, left),
+            f'<p class="photo-line">{html.escape(Path(run.photo).name)}, {_size(run.size)}</p>',
+            _describe(run, self.upscaler.info()),
+            gr.Button(visible=True),
+        )
+
+    def compare_halves(self, run: Run | None, left: str) -> gr.ImageSlider | dict:
+        """The slider: the chosen left half, and the best right half there is."""
+        if run is None:
+            return gr.skip()
+        with _errors_as_gradio():
+            halves = self._left_half(run, left), run.srgan or run.bicubic
+        classes = [f"left-{left}", "right-srgan" if run.srgan else "right-bicubic"]
+        return gr.ImageSlider(value=halves, elem_classes=classes + ["alpha"] * run.alpha)
+
+    def download(self, run: Run | None, output_format: str) -> gr.DownloadButton | dict:
+        """The enlarged image in the chosen format; nothing is enlarged for it."""
+        label = f"Download {DOWNLOADS[output_format]}"
+        if run is None or run.srgan is None:
+            return gr.DownloadButton(label, value=None, interactive=False)
+        path = Path(run.srgan).with_suffix(OUTPUT_FORMATS[output_format])
+        with _errors_as_gradio():
+            if not path.exists():
+                _save(_reopen(run.srgan), path)
+        return gr.DownloadButton(label, value=str(path), interactive=True)
+
+    def finish(self, timeout: float) -> None:
+        """Takes no more work and waits until the running image is done, at most `timeout` s."""
+        self._closing = True
+        self._worker.acquire(timeout=timeout)
+
+    # ---- shared
+
+    def _read(self, photo: str, mode: str) -> tuple[Image.Image, Image.Image | None]:
+        """The image to enlarge and, where it was shrunk, the photograph itself."""
+        limit, restore_limit = self.upscaler.max_pixels, self.upscaler.max_pixels * SCALE**2
+        original = open_image(_given(photo), max_pixels=restore_limit)
+        if mode == ENLARGE:
+            if original.width * original.height > limit:
+                raise ImageError(
+                    f"The photo has {_size(original.size)} pixels; up "
+                    f"to {limit / 1e6:.1f} million can be enlarged. Make it smaller, or choose "
+                    f"“Shrink and restore”, which takes up to {restore_limit / 1e6:.1f} million."
+                )
+            return original, None
+        if min(original.size) < RESTORE_LEAST:
+            raise ImageError(
+                f"The photo has {_size(original.size)} pixels; to be shrunk and restored it needs "
+                f"at least {RESTORE_LEAST} a side. Choose “Enlarge ×{SCALE}” for small images."
+            )
+        return shrink(original), original
+
+    def _enlarge_once(
+        self, run: Run, lr: Image.Image, detail: float, report: Report
+    ) -> tuple[Image.Image, float, bool]:
+        """`_run_network`, but an example at the default detail is enlarged for the first only.
+
+        Returns:
+            The enlarged image, the seconds it took, whether it was there already.
+        """
+        key = (run.photo, run.mode)
+        if key in self._examples and detail == self.upscaler.default_detail:
+            return *self._examples[key], True
+        sr, seconds = self._run_network(lr, detail, report)
+        if Path(run.photo) in EXAMPLES.values() and detail == self.upscaler.default_detail:
+            self._examples[key] = sr, seconds
+        return sr, seconds, False
+
+    def _run_network(
+        self, image: Image.Image, detail: float | None, report: Report
+    ) -> tuple[Image.Image, float]:
+        """The enlarged image and the seconds it took."""
+        with self._worker:
+            if self._closing:
+                raise ImageError("The server is being restarted. Please try again in a minute.")
+            report(0.0)
+            started = time.perf_counter()
+            sr = self._network(image, detail, None if ZERO_GPU else report)
+            return sr, time.perf_counter() - started
+
+    def _left_half(self, run: Run, left: str) -> str:
+        if not Path(run.bicubic).exists():
+            raise ImageError(
+                f"This result is more than {KEEP_FILES // 3600} h old and has been deleted. "
+                "Please drop the photo again."
+            )
+        if left == BICUBIC:
+            return run.bicubic
+        path = Path(run.bicubic).with_name(f"{run.name}-{left}-x{SCALE}.png")
+        if not path.exists():
+            lr, original = self._read(run.photo, run.mode)
+            _save(enlarge_nearest(lr) if left == PIXELS else crop_to_scale(original), path)
+        return str(path)
+
+    def _take_over(self, request: gr.Request | None) -> threading.Event:
+        """Stops the visitor's older run and returns the stop signal of the new one.
+
+        Gradio's own `cancels` forgets a run that was begun while an older one was winding up.
+        """
+        session = request.session_hash if request else None
+        stop = threading.Event()
+        older = self._stops.get(session)
+        self._stops[session] = stop
+        if older is not None:
+            older.set()
+        return stop
+
+
+class _Stopped(Cancelled):
+    """The visitor stopped the run, began another or has left."""
+
+
+async def _in_background(
+    work: Callable[[Report], T], progress: gr.Progress, stop: threading.Event | None = None
+) -> T:
+    """Runs `work` in a thread of its own and moves the progress bar.
+
+    It ends within a tile when `stop` is set, when Gradio cancels the event, or when whoever asked
+    has closed the connection.
+
+    Args:
+        work: called with a function that it has to call with the share done, 0 when it starts.
+        progress: the bar.
+        stop: set from outside to stop.
+    """
+    stop = stop or threading.Event()
+    started = time.monotonic()
+
+    def report(share: float) -> None:
+        nonlocal started
+        if stop.is_set() or _asker_has_left():
+            raise _Stopped("stopped")
+        if share == 0:
+            started = time.monotonic()
+        progress(share, desc=_time_left(share, time.monotonic() - started))
+
+    try:
+        with _errors_as_gradio():
+            return await asyncio.to_thread(work, report)
+    except asyncio.CancelledError:
+        stop.set()
+        raise
+
+
+def _asker_has_left() -> bool:
+    """Whether the page or program that asked for the present event is gone.
+
+    Gradio notices and marks the event, but tells a running function in no public way.
+    """
+    blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    if blocks is None or event_id is None:
+        return False
+    event = blocks._queue.event_ids_to_events.get(event_id)
+    return event is not None and not event.alive
+
+
+@contextmanager
+def _errors_as_gradio() -> Iterator[None]:
+    """Shows what is wrong with an image; toasts render HTML, and texts may quote file names."""
+    try:
+        yield
+    except _Stopped:
+        raise
+    except SRGANError as error:
+        raise gr.Error(
+            html.escape(str(error), quote=False),
+            duration=None,
+            print_exception=False,
+        ) from error
+
+
+def _on_gpu(function: Callable[..., T]) -> Callable[..., T]:
+    """Asks ZeroGPU for a GPU around the function; elsewhere the function itself."""
+    return spaces.GPU(function) if spaces else function
+
+
+def _given(path: str | None) -> str:
+    if path is None:
+        raise ImageError("No image was given. Pass a file, a URL or a data URL.")
+    return path
+
+
+def _stem(path: str) -> str:
+    """The name of an uploaded file without suffix, fit for file names, URLs and HTML."""
+    return re.sub(r"[^\w.-]+", "_", Path(path).stem).strip("._")[:80] or "image"
+
+
+def _new_folder() -> Path:
+    """A folder for one result: in Gradio's cache, so that it is served and deleted in time, and
+    with a name that can't be guessed."""
+    folder = Path(get_upload_folder()) / secrets.token_urlsafe(24)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _save(image: Image.Image, path: Path) -> str:
+    save_image(image, path)
+    return str(path)
+
+
+def _reopen(path: str) -> Image.Image:
+    """A result of ours, which may be larger than what we take."""
+    data = Path(path).read_bytes()
+    return open_image(data, max_pixels=sys.maxsize, max_bytes=len(data))
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def _time_left(share: float, elapsed: float) -> str:
+    """What the progress bar says, from the speed of this very run."""
+    if share == 0:
+        return "Enlarging"
+    seconds = elapsed * (1 - share) / share
+    if seconds < 90:
+        return f"Enlarging, about {max(1, round(seconds))} s left"
+    return f"Enlarging, about {round(seconds / 60)} min left"
+
+
+class Page:
+    """The components, laid out and wired to the handlers. Build it inside a `gr.Blocks`."""
+
+    def __init__(self, handlers: Handlers):
+        self.handlers = handlers
+        self.run = gr.State()
+        gr.HTML(_header(handlers.upscaler.notices))
+        with gr.Row(elem_id="stage"):  # photo, result, controls is the order on a phone
+            with gr.Column(elem_id="photo-area"):
+                self._lay_out_photo()
+            with gr.Column(elem_id="result-area"):
+                self._lay_out_result()
+            with gr.Column(elem_id="controls"):
+                self._lay_out_controls()
+        with gr.Accordion("About", open=False, elem_id="about"):
+            gr.HTML(_about(handlers.upscaler))
+        self._wire()
+
+    def _lay_out_photo(self) -> None:
+        self.photo = _photo_input(
+            label="Photo",
+            show_label=False,
+            elem_id="photo",
+            sources=["upload"],
+            buttons=[],
+            placeholder="Drop, paste or choose a photo",
+        )
+        self.photo_line = gr.HTML(elem_id="photo-line")
+
+    def _lay_out_result(self) -> None:
+        self.slider = gr.ImageSlider(
+            label="Comparison",
+            show_label=False,
+            elem_id="slider",
+            elem_classes=["left-bicubic", "right-bicubic"],
+            type="filepath",
+            image_mode=None,
+            format="png",
+            interactive=False,
+            max_height=1024,
+            buttons=["fullscreen"],
+        )
+        self.status = gr.HTML(
+            '<p class="facts">Drop a photo anywhere on this page, or try an example.</p>',
+            elem_id="status",
+        )
+        with gr.Row(elem_id="result-bar"):
+            self.left = gr.Radio(LEFT_CHOICES, value=BICUBIC, label="Left half", elem_id="left")
+            with gr.Row(elem_id="take-away"):
+                self.file_format = gr.Dropdown(
+                    [(name, key) for key, name in DOWNLOADS.items()],
+                    value="png",
+                    label="File format",
+                    elem_id="format",
+                )
+                self.download = gr.DownloadButton(
+                    "Download PNG", interactive=False, variant="primary", elem_id="download"
+                )
+
+    def _lay_out_controls(self) -> None:
+        weights = self.handlers.upscaler.weights
+        blends = weights.adversarial and weights.srgan is not weights.srresnet
+        self.mode = gr.Radio(
+            [(f"Enlarge ×{SCALE}", ENLARGE), ("Shrink and restore", RESTORE)],
+            value=ENLARGE,
+            label="What to do",
+            info=f"Shrink and restore makes a large photo {SCALE} times smaller, enlarges it "
+            "again and measures both ways against the original.",
+            elem_id="mode",
+        )
+        self.detail = gr.Slider(
+            0,
+            1,
+            value=weights.detail,
+            step=0.05,
+            label="Detail",
+            info="0 faithful … 1 textured. A change runs the network again."
+            if blends
+            else "These weights have one look only.",
+            interactive=blends,
+            buttons=[],
+            elem_id="detail",
+        )
+        with gr.Row(elem_id="run-buttons"):
+            self.stop = gr.Button("Stop", elem_id="stop")
+            self.again = gr.Button("Enlarge again", visible=False, elem_id="again")
+        with gr.Row(elem_id="examples"):
+            self.examples = [
+                gr.Button(name, icon=path, elem_classes=["example"])
+                for name, path in EXAMPLES.items()
+            ]
+
+    def _wire(self) -> None:
+        """Every start is: the bicubic result, the network, what came of it.
+
+        None of these events is part of the API. They may overlap, when a visitor is quicker than
+        the network: whichever ends later shows the visitor's newest run.
+        """
+        handlers = self.handlers
+        hidden = {"api_visibility": "private", "show_progress": "hidden", "queue": True}
+        at_once = {**hidden, "concurrency_id": "at once", "concurrency_limit": 3}
+        shown = [self.slider, self.photo_line, self.status, self.again]
+        begun = {
+            "outputs": [self.run, *shown, self.photo, self.left],
+            "trigger_mode": "multiple",
+            **at_once,
+        }
+        starts = [
+            self.photo.upload(handlers.begin, [self.photo, self.mode, self.left], **begun),
+            gr.on(
+                [button.click for button in self.examples],
+                handlers.begin_example,
+                [self.mode, self.left],
+                **begun,
+            ),
+            gr.on(
+                [self.mode.input, self.detail.release, self.again.click],
+                handlers.begin_again,
+                [self.run, self.mode, self.left],
+                **begun,
+            ),
+        ]
+        runs = []
+        for start in starts:
+            start.failure(lambda: None, None, self.photo, **at_once)
+            runs.append(
+                start.success(
+                    handlers.enlarge,
+                    [self.run, self.detail],
+                    self.run,
+                    trigger_mode="multiple",
+                    concurrency_id="network",
+                    concurrency_limit=1,
+                    show_progress_on=self.status,
+                    api_visibility="private",
+                )
+            )
+        for finished in runs:
+            finished.success(handlers.present, [self.run, self.left], shown, **at_once).then(
+                handlers.download, [self.run, self.file_format], self.download, **at_once
+            )
+        self.stop.click(handlers.stop, cancels=runs, **at_once)
+        self.left.input(
+            handlers.compare_halves,
+            [self.run, self.left],
+            self.slider,
+            trigger_mode="always_last",
+            **at_once,
+        )
+        self.file_format.input(
+            handlers.download, [self.run, self.file_format], self.download, **at_once
+        )
+
+
+def _photo_input(**options) -> gr.Image:
+    """A `gr.Image` whose handlers get the very file that came.
+
+    Gradio would open it with Pillow first, whose complaints about a file it masks; our decoder
+    takes more formats and says what is wrong. A handler may set its value only: for anything more
+    Gradio builds the component anew, without this. A subclass would have Gradio write app.pyi.
+    """
+    component = gr.Image(type="filepath", image_mode=None, **options)
+
+    def preprocess(payload: ImageData | None) -> str | None:
+        if payload is None:
+            return None
+        if (payload.url or "").startswith("data:"):
+            return save_base64_to_cache(payload.url, component.GRADIO_CACHE)
+        # Gradio's own check of the path passes over files that come without its `meta` mark.
+        if not payload.path or not is_in_or_equal(payload.path, component.GRADIO_CACHE):
+            raise gr.Error("The image has to be uploaded first.", print_exception=False)
+        return payload.path
+
+    component.preprocess = preprocess
+    return component
+
+
+def _left_radio(mode: str, left: str) -> gr.Radio:
+    """The choices for the left half: the original is one where there is an original."""
+    choices = LEFT_CHOICES + [("The original", ORIGINAL)] * (mode == RESTORE)
+    return gr.Radio(choices=choices, value=left)
+
+
+def _wire_api(handlers: Handlers) -> None:
+    """The three endpoints, which are the MCP tools too, on components that nobody sees."""
+    with gr.Column(visible=False):
+        image = _photo_input(label="Image")
+        detail = gr.Slider(0, 1, value=handlers.upscaler.default_detail, label="Detail")
+        left = gr.Dropdown([BICUBIC, PIXELS], value=BICUBIC, label="Left half")
+        output_format = gr.Dropdown(list(OUTPUT_FORMATS), value="png", label="Output format")
+        enlarged = gr.File(label="Enlarged image")
+        halves = gr.ImageSlider(
+            label="Left half and SRGAN", type="filepath", image_mode=None, format="png"
+        )
+        information = gr.JSON(label="Model")
+        trigger = gr.Button()
+    network = {"concurrency_id": "network", "concurrency_limit": 1}
+    trigger.click(
+        handlers.upscale, [image, detail, output_format], enlarged, api_name="upscale", **network
+    )
+    trigger.click(handlers.compare, [image, left, detail], halves, api_name="compare", **network)
+    trigger.click(
+        handlers.info, None, information, api_name="info", concurrency_limit=None, queue=True
+    )
+
+
+class Demo(gr.Blocks):
+    """Blocks whose API also takes a `data` list that leaves out trailing defaults."""
+
+    def validate_inputs(self, block_fn: BlockFunction, inputs: list) -> None:
+        if block_fn.api_visibility == "public":
+            inputs.extend(component.value for component in block_fn.inputs[len(inputs) :])
+        super().validate_inputs(block_fn, inputs)
+
+
+def create_demo(upscaler: Upscaler) -> Demo:
+    """The page and the API around an upscaler, to be launched with `launch`."""
+    with Demo(
+        title=f"SRGAN ×{SCALE}",
+        fill_width=True,
+        analytics_enabled=False,
+        delete_cache=(CLEAN_EVERY, KEEP_FILES),
+    ) as demo:
+        demo.handlers = Handlers(upscaler)
+        Page(demo.handlers)
+        _wire_api(demo.handlers)
+    return demo.queue(max_size=QUEUE_SIZE, api_open=False, default_concurrency_limit=1)
+
+
+def _header(notices: list[str]) -> str:
+    notes = "".join(f'<p class="notice" role="note">{html.escape(text)}</p>' for text in notices)
+    return (
+        f'<header class="title"><h1>SRGAN ×{SCALE}</h1>'
+        f"<p>Four times larger, with believable detail.</p></header>{notes}"
+    )
+
+
+def _describe(run: Run, info: dict) -> str:
+    """What has been done to the photograph, with this run's own numbers."""
+    larger = _size((run.lr_size[0] * SCALE, run.lr_size[1] * SCALE))
+    facts = [f"{_size(run.lr_size)} → {larger}"]
+    if run.mode == RESTORE:
+        facts = [f"{larger}, shrunk to {_size(run.lr_size)} and restored"]
+    if run.srgan is None:
+        facts.append("bicubic on both halves")
+    else:
+        earlier = " on an earlier visit" if run.remembered else ""
+        facts.append(f"{run.seconds:.1f} s on {_device(info)}{earlier}")
+        facts.append(f"detail {run.detail:.2f}")
+        facts.append(f"{info['model']}, {_source(info)}")
+    text = f'<p class="facts">{" · ".join(html.escape(fact) for fact in facts)}</p>'
+    text += "".join(f'<p class="facts">{html.escape(notice)}</p>' for notice in run.notices)
+    if run.scores:
+        scores = "; ".join(
+            f"{name} {psnr:.2f} dB, SSIM {ssim:.4f}" for name, (psnr, ssim) in run.scores.items()
+        )
+        text += f'<p class="facts">Against the original: {scores}</p>'
+    return text
+
+
+def _device(info: dict) -> str:
+    return "CPU" if info["device"] == "cpu" else f"GPU ({html.escape(info['device'])})"
+
+
+def _source(info: dict) -> str:
+    """Where the weights came from, in words; of a local path only the last part."""
+    if info["source"] == "bundled":
+        return "bundled weights"
+    if info["revision"]:
+        return f"weights {info['source']}@{info['revision'][:7]} from the Hub"
+    return f"weights from {Path(info['source']).name}"
+
+
+def _about(upscaler: Upscaler) -> str:
+    info = upscaler.info()
+    megapixels = upscaler.max_pixels / 1e6
+    return f"""
+<h2>How it works</h2>
+<p>Bicubic enlargement computes each new pixel from its neighbours; it can't add what is not
+there. SRGAN (<a href="https://arxiv.org/abs/1609.04802">Ledig et al. 2017</a>) has learnt from
+photographs what fine structure tends to look like, and fills it in. <em>Detail</em> blends
+between two networks of the same shape: at 0 the one that was trained to be right on average
+(SRResNet), at 1 the one that was trained until a second network could hardly tell its results
+from photographs.</p>
+<p>The network: a 9×9 convolution with 64 channels, 16 residual blocks of two 3×3 convolutions
+each, two sub-pixel convolutions that double the size, a 9×9 convolution to RGB;
+{info["parameters"]:,} parameters. It runs here on {_device(info)}, with
+{html.escape(_source(info))}. Large photos are worked on in tiles; the result is the same.</p>
+<h2>Measured</h2>
+{_evaluation_table(upscaler.weights.evaluation)}
+<h2>What it cannot do</h2>
+<ul>
+<li>Fine detail is invented, plausibly, not recovered: do not read faces, number plates or
+text from it, and do not use it as evidence.</li>
+<li>It was trained on photographs reduced with bicubic interpolation. Blur, noise and JPEG
+artefacts are not removed; they are enlarged too.</li>
+<li>Photos up to {megapixels:.1f} million pixels are enlarged, and up to
+{megapixels * SCALE**2:.0f} million shrunk and restored. Uploads and results are deleted after
+{KEEP_FILES // 60} minutes.</li>
+</ul>
+<h2>From a program</h2>
+<pre><code>from gradio_client import Client, handle_file
+client = Client("<span class="here">http://localhost:7860</span>")
+path = client.predict(handle_file("photo.jpg"), api_name="/upscale")</code></pre>
+<p><code>/upscale</code> gives the enlarged file, <code>/compare</code> the two halves,
+<code>/info</code> what is running. The link at the foot of the page
+shows more, for curl, JavaScript and MCP.</p>
+"""
+
+
+def _evaluation_table(evaluation: dict) -> str:
+    """PSNR and SSIM as `train.evaluate` measured them, dataset by dataset."""
+    if not evaluation:
+        return "<p>These weights came without a measurement.</p>"
+    names = {"bicubic": "Bicubic", "srresnet": "SRResNet (detail 0)", "srgan": "SRGAN (detail 1)"}
+    methods = [name for name in names if any(name in scores for scores in evaluation.values())]
+    rows = ""
+    for dataset, scores in evaluation.items():
+        cells = "".join(
+            f"<td>{scores[name]['psnr_y']:.2f} dB / {scores[name]['ssim_y']:.4f}</td>"
+            if name in scores
+            else "<td>–</td>"
+            for name in methods
+        )
+        rows += f'<tr><th scope="row">{html.escape(dataset)}</th>{cells}</tr>'
+    head = "".join(f'<th scope="col">{names[name]}</th>' for name in methods)
+    return (
+        f'<div class="wide"><table><thead><tr><th scope="col">PSNR / SSIM</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+        "<p>On the Y channel, ×4, border of 4 pixels cut; higher is closer to the original. "
+        "SRGAN trades these numbers for texture that looks right.</p>"
+    )
+
+
+def launch(demo: Demo, share: bool | None = None) -> None:
+    """Serves until SIGTERM or Ctrl-C; then lets the running image finish.
+
+    Raises:
+        OSError: the port is in use.
+    """
+    stopping = threading.Event()
+
+    def stop_serving(number, frame):
+        signal.signal(number, signal.SIG_DFL)  # asked twice: at once
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop_serving)
+    port = os.environ.get("GRADIO_SERVER_PORT")
+    app, _, _ = demo.launch(
+        server_port=int(port) if port else PORT,
+        share=share,
+        prevent_thread_lock=True,
+        max_file_size=default_max_bytes(),
+        show_error=False,
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=importlib.util.find_spec("mcp") is not None,
+        footer_links=["api"],
+        theme=gr.themes.Default(
+            primary_hue="teal",
+            neutral_hue="slate",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        css_paths=HERE / "page.css",
+        js=(HERE / "page.js").read_text(encoding="utf-8"),
+    )
+    app.add_api_route("/healthz", lambda: PlainTextResponse("ok"))
+    stopping.wait()
+    logger.info("stopping")
+    demo.handlers.finish(GRACE)
+    time.sleep(1)  # for the result to be fetched
+    demo.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve the SRGAN page and API.")
+    parser.add_argument("--share", action="store_true", help="also give it a public link")
+    parser.add_argument(
+        "--weights",
+        help="bundled, a weights folder or .safetensors file, or user/repo[@revision] on the Hub; "
+        "the default is SRGAN_WEIGHTS, else bundled",
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        demo = create_demo(Upscaler(arguments.weights, fallback=True))
+        launch(demo, share=arguments.share or None)
+    except (SRGANError, OSError) as error:
+        sys.exit(f"app.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+// What Gradio's components leave out: a photo dropped or pasted anywhere, and the keyboard.
+() => {
+  const fileInput = () => document.querySelector('#photo input[type="file"]');
+  const types = { heic: "image/heic", heif: "image/heif", avif: "image/avif", tif: "image/tiff",
+                  tiff: "image/tiff" };
+
+  // Browsers don't know the type of every image file, and Gradio silently drops what has none.
+  function withType(file) {
+    const suffix = file.name.split(".").pop().toLowerCase();
+    const type = file.type.startsWith("image/") ? file.type : types[suffix] || "image/unknown";
+    return new File([file], file.name || "pasted.png", { type });
+  }
+
+  function takeUp(file) {
+    const input = fileInput();
+    if (!input) return; // an upload is on its way
+    const files = new DataTransfer();
+    files.items.add(withType(file));
+    input.files = files.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  }
+
+  const hasFiles = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
+  const dragging = (on) => document.body.classList.toggle("dragging", on);
+
+  // In the capture phase: before Gradio's own drop zone.
+  window.addEventListener("dragover", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    dragging(true);
+  }, true);
+  window.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) dragging(false);
+  }, true);
+  window.addEventListener("drop", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    dragging(false);
+    takeUp(event.dataTransfer.files[0]);
+  }, true);
+  window.addEventListener("change", (event) => {
+    const file = event.target === fileInput() && event.target.files[0];
+    if (!file || file.type.startsWith("image/")) return;
+    event.stopPropagation();
+    takeUp(file);
+  }, true);
+  window.addEventListener("paste", (event) => {
+    const file = event.clipboardData?.files[0];
+    if (!file) return;
+    event.preventDefault();
+    takeUp(file);
+  });
+
+  // The handle of the comparison: arrow keys, Home and End, told to Gradio as a drag.
+  function moveHandle(handle, share) {
+    const image = document.querySelector("#slider img").getBoundingClientRect();
+    const box = handle.parentElement.getBoundingClientRect();
+    const left = Math.max(image.left, box.left), right = Math.min(image.right, box.right);
+    const at = { bubbles: true, view: window, clientX: left + share * (right - left),
+                 clientY: box.top + box.height / 2 };
+    handle.dispatchEvent(new MouseEvent("mousedown", at));
+    window.dispatchEvent(new MouseEvent("mouseup", at));
+    handle.setAttribute("aria-valuenow", Math.round(100 * share));
+  }
+
+  window.addEventListener("keydown", (event) => {
+    const handle = event.target.closest?.('#slider [data-testid="slider"]');
+    if (!handle) return;
+    const now = Number(handle.getAttribute("aria-valuenow"));
+    const step = event.shiftKey ? 10 : 2;
+    const next = { ArrowLeft: now - step, ArrowDown: now - step, ArrowRight: now + step,
+                   ArrowUp: now + step, Home: 0, End: 100 }[event.key];
+    if (next === undefined) return;
+    event.preventDefault();
+    moveHandle(handle, Math.min(100, Math.max(0, next)) / 100);
+  });
+
+  // Gradio reports a slider as released for the mouse only.
+  window.addEventListener("keyup", (event) => {
+    if (event.target.matches?.('#detail input[type="range"]') && /Arrow|Home|End|Page/.test(event.key))
+      event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
+  });
+
+  // The network runs while Gradio shows its progress over the status line.
+  function follow() {
+    const tracker = document.querySelector('#status [data-testid="status-tracker"]');
+    const running = tracker?.matches(".full:not(.hide)") && !tracker.querySelector(".error");
+    document.body.classList.toggle("running", Boolean(running));
+  }
+
+  // Names and roles for what Gradio draws without.
+  function describe() {
+    const handle = document.querySelector('#slider [data-testid="slider"]:not([tabindex])');
+    if (handle) {
+      handle.tabIndex = 0;
+      handle.setAttribute("role", "slider");
+      handle.setAttribute("aria-label", "Border between the left half and SRGAN");
+      handle.setAttribute("aria-valuemin", "0");
+      handle.setAttribute("aria-valuemax", "100");
+      handle.setAttribute("aria-valuenow", "50");
+    }
+    document.querySelectorAll('#slider img[alt=""]').forEach((image, i) => {
+      image.alt = i ? "Right half" : "Left half";
+    });
+    document.querySelector("#status .html-container")?.setAttribute("aria-live", "polite");
+    document.querySelectorAll("#about .here").forEach((span) => {
+      const here = location.origin + location.pathname.replace(/\/$/, "");
+      if (span.textContent !== here) span.textContent = here;
+    });
+  }
+  new MutationObserver(() => {
+    follow();
+    describe();
+  }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["class"] });
+  describe();
+}

@@ -1,0 +1,562 @@
+"""The handlers as plain functions, and the real app from outside."""
+
+import asyncio
+import base64
+import inspect
+import json
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+from app_process import free_port, running_app, start
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+import app
+from srgan import Upscaler, WeightsError, open_image
+from srgan.image import enlarge_bicubic, enlarge_nearest, save_image
+
+
+def photo(path: Path, size=(24, 18), mode="RGB") -> str:
+    """A photograph-like file of random but smooth content."""
+    noise = np.random.default_rng(1).integers(
+        0, 256, (6, 8, len(Image.new(mode, (1, 1)).getbands()))
+    )
+    image = Image.fromarray(noise.squeeze().astype(np.uint8), mode).resize(size, Image.BICUBIC)
+    save_image(image, path)
+    return str(path)
+
+
+def same_pixels(a: Image.Image | str, b: Image.Image | str) -> bool:
+    a, b = (open_image(image) if isinstance(image, str) else image for image in (a, b))
+    return a.mode == b.mode and a.size == b.size and a.tobytes() == b.tobytes()
+
+
+class CountingUpscaler(Upscaler):
+    """Counts its runs; the first one waits in its middle for `go_on`."""
+
+    def __init__(self, weights: Path, slow: bool = False):
+        super().__init__(weights)
+        self.runs = 0
+        self.slow = slow
+        self.started, self.go_on, self.broken_off = (threading.Event() for _ in range(3))
+
+    def upscale(self, image, detail=None, progress=None):
+        self.runs += 1
+        if self.slow and self.runs == 1:
+            self.started.set()
+            try:
+                while not self.go_on.wait(0.02):
+                    progress(0.5)
+            except BaseException:
+                self.broken_off.set()
+                raise
+        return super().upscale(image, detail, progress)
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+
+
+@pytest.fixture
+def upscaler(tiny_weights) -> CountingUpscaler:
+    return CountingUpscaler(tiny_weights)
+
+
+@pytest.fixture
+def handlers(upscaler) -> app.Handlers:
+    return app.Handlers(upscaler)
+
+
+def visitor(name: str = "a visitor") -> SimpleNamespace:
+    return SimpleNamespace(session_hash=name)
+
+
+def begin(handlers: app.Handlers, path: str, mode=app.ENLARGE, left=app.BICUBIC) -> app.Run:
+    return handlers.begin(path, mode, left, visitor())[0]
+
+
+def halves(slider: gr.ImageSlider) -> list[str]:
+    return [half["path"] for half in slider.value]
+
+
+def enlarge(handlers: app.Handlers, run: app.Run, detail: float = 0.75) -> app.Run:
+    return asyncio.run(handlers.enlarge(run, detail, visitor()))
+
+
+# ---- API functions
+
+
+def test_upscale_returns_what_the_library_returns(handlers, upscaler, tmp_path):
+    path = photo(tmp_path / "cat.png")
+    result = asyncio.run(handlers.upscale(path))
+    assert Path(result).name == "cat-srgan-x4.png"
+    assert same_pixels(result, upscaler.upscale(open_image(path)))
+
+
+@pytest.mark.parametrize("output_format, suffix", app.OUTPUT_FORMATS.items())
+def test_upscale_writes_every_format(handlers, tmp_path, output_format, suffix):
+    result = asyncio.run(handlers.upscale(photo(tmp_path / "cat.png"), 0.5, output_format))
+    assert result.endswith(f"cat-srgan-x4{suffix}")
+    assert open_image(result).size == (96, 72)
+
+
+def test_upscale_refuses_unknown_formats_before_it_works(handlers, upscaler, tmp_path):
+    with pytest.raises(gr.Error, match="png, jpeg, webp"):
+        asyncio.run(handlers.upscale(photo(tmp_path / "cat.png"), 0.5, "xcf"))
+    assert upscaler.runs == 0
+
+
+def test_upscale_says_what_is_wrong_with_a_file(handlers, tmp_path):
+    (tmp_path / "cat.png").write_text("not an image")
+    with pytest.raises(gr.Error, match="supported format") as caught:
+        asyncio.run(handlers.upscale(str(tmp_path / "cat.png")))
+    assert not caught.value.print_exception
+
+
+def test_compare_puts_srgan_second(handlers, upscaler, tmp_path):
+    path = photo(tmp_path / "cat.png")
+    for left, enlarge_plainly in (("bicubic", enlarge_bicubic), ("pixels", enlarge_nearest)):
+        first, second = asyncio.run(handlers.compare(path, left))
+        assert same_pixels(first, enlarge_plainly(open_image(path)))
+        assert same_pixels(second, upscaler.upscale(open_image(path)))
+
+
+def test_every_result_lies_in_a_folder_of_its_own(handlers, tmp_path):
+    path = photo(tmp_path / "cat.png")
+    first, second = (Path(asyncio.run(handlers.upscale(path))) for _ in range(2))
+    assert first.parent != second.parent
+    assert len(first.parent.name) >= 32
+
+
+@pytest.mark.parametrize(
+    "name, stem",
+    [
+        ("cat.png", "cat"),
+        ("/somewhere/Überraschung 1.jpeg", "Überraschung_1"),
+        ("<img src=x onerror=alert(1)>.png", "img_src_x_onerror_alert_1"),
+        ("../../etc/passwd", "passwd"),
+        (".png", "png"),
+        ("...", "image"),
+        ("a" * 300 + ".png", "a" * 80),
+        ("new\nline.png", "new_line"),
+    ],
+)
+def test_names_of_results_are_harmless(name, stem):
+    assert app._stem(name) == stem
+
+
+# ---- the page's functions
+
+
+def test_bicubic_stands_on_both_halves_before_the_network_has_run(handlers, upscaler, tmp_path):
+    path = photo(tmp_path / "cat.png")
+    run, slider, line, status, _, empty_drop_zone, _ = handlers.begin(path, "enlarge", "bicubic")
+    left, right = halves(slider)
+    assert left == right
+    assert same_pixels(left, enlarge_bicubic(open_image(path)))
+    assert "24 × 18" in line and "24 × 18 → 96 × 72" in status
+    assert empty_drop_zone is None
+    assert run.srgan is None and upscaler.runs == 0
+
+
+def test_the_network_adds_the_right_half(handlers, upscaler, tmp_path):
+    run = enlarge(handlers, begin(handlers, photo(tmp_path / "cat.png")), detail=0.25)
+    slider, _, status, _ = handlers.present(run, app.BICUBIC)
+    left, right = halves(slider)
+    assert same_pixels(left, run.bicubic)
+    assert same_pixels(right, upscaler.upscale(open_image(run.photo), 0.25))
+    assert "on CPU" in status and "detail 0.25" in status and "srgan-x4" in status
+
+
+def test_left_half_and_format_do_not_run_the_network(handlers, upscaler, tmp_path):
+    run = enlarge(handlers, begin(handlers, photo(tmp_path / "cat.png")))
+    pixels = halves(handlers.compare_halves(run, app.PIXELS))[0]
+    assert same_pixels(pixels, enlarge_nearest(open_image(run.photo)))
+    for output_format in ("png", "webp", "jpeg", "tiff"):
+        file = handlers.download(run, output_format).value["path"]
+        assert Path(file).name == f"cat-srgan-x4{app.OUTPUT_FORMATS[output_format]}"
+        assert open_image(file).size == (96, 72)
+    assert upscaler.runs == 1
+
+
+def test_download_waits_for_the_network(handlers, tmp_path):
+    assert not handlers.download(begin(handlers, photo(tmp_path / "cat.png")), "png").interactive
+
+
+def test_bad_file_is_an_error_and_leaves_the_run_alone(tiny_weights, tmp_path):
+    handlers = app.Handlers(CountingUpscaler(tiny_weights, slow=True))
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    (tmp_path / "bad.png").write_bytes(b"")
+    results = []
+    thread = threading.Thread(target=lambda: results.append(enlarge(handlers, run)))
+    thread.start()
+    assert handlers.upscaler.started.wait(10)
+    with pytest.raises(gr.Error, match="empty"):
+        begin(handlers, str(tmp_path / "bad.png"))
+    handlers.upscaler.go_on.set()
+    thread.join(30)
+    assert results[0].srgan is not None
+
+
+def test_errors_cannot_carry_html():
+    with pytest.raises(gr.Error) as caught, app._errors_as_gradio():
+        raise app.ImageError("<img src=x onerror=alert(1)>")
+    assert "<" not in caught.value.message
+
+
+def test_too_large_a_photo_is_told_of_the_other_mode(handlers, upscaler, tmp_path):
+    upscaler.max_pixels = 1000
+    path = photo(tmp_path / "cat.png", (64, 48))
+    with pytest.raises(gr.Error, match=r"64 × 48 .*Shrink and restore"):
+        begin(handlers, path)
+    assert begin(handlers, path, app.RESTORE).lr_size == (16, 12)
+    with pytest.raises(gr.Error, match="limit is 16,000"):
+        begin(handlers, photo(tmp_path / "large.png", (200, 100)), app.RESTORE)
+
+
+def test_restored_photo_is_measured_against_the_original(handlers, tmp_path):
+    run = begin(handlers, photo(tmp_path / "cat.png", (67, 50)), app.RESTORE)
+    assert (run.size, run.lr_size) == ((67, 50), (16, 12))
+    run = enlarge(handlers, run)
+    _, _, status, _ = handlers.present(run, app.BICUBIC)
+    assert 10 < run.scores["Bicubic"][0] < 60 and 0 < run.scores["SRGAN"][1] <= 1
+    assert f"SRGAN {run.scores['SRGAN'][0]:.2f} dB" in status
+    original = halves(handlers.compare_halves(run, app.ORIGINAL))[0]
+    assert same_pixels(original, open_image(run.photo).crop((0, 0, 64, 48)))
+
+
+def test_too_small_a_photo_cannot_be_restored(handlers, tmp_path):
+    with pytest.raises(gr.Error, match="at least 32"):
+        begin(handlers, photo(tmp_path / "cat.png"), app.RESTORE)
+
+
+def test_the_original_is_a_choice_only_where_there_is_one(handlers, tmp_path):
+    path = photo(tmp_path / "cat.png", (64, 48))
+    *_, left = handlers.begin(path, app.RESTORE, app.ORIGINAL)
+    assert left.value == app.ORIGINAL and len(left.choices) == 3
+    *_, left = handlers.begin(path, app.ENLARGE, app.ORIGINAL)
+    assert left.value == app.BICUBIC and len(left.choices) == 2
+
+
+def test_transparency_is_kept_and_marked(handlers, tmp_path):
+    run = enlarge(handlers, begin(handlers, photo(tmp_path / "cat.png", mode="RGBA")))
+    assert open_image(run.srgan).mode == "RGBA"
+    assert "alpha" in handlers.compare_halves(run, app.BICUBIC).elem_classes
+
+
+def test_stop_ends_the_run_within_a_tile(tiny_weights, tmp_path):
+    handlers = app.Handlers(CountingUpscaler(tiny_weights, slow=True))
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    results = []
+    thread = threading.Thread(target=lambda: results.append(enlarge(handlers, run)))
+    thread.start()
+    assert handlers.upscaler.started.wait(10)
+    handlers.stop(visitor("another"))
+    assert not handlers.upscaler.broken_off.wait(0.3)
+    handlers.stop(visitor())
+    assert handlers.upscaler.broken_off.wait(2)
+    thread.join(10)
+    assert results == [gr.skip()]
+    assert enlarge(handlers, run).srgan is not None  # the worker is free again
+
+
+def test_another_photo_takes_over(tiny_weights, tmp_path):
+    handlers = app.Handlers(CountingUpscaler(tiny_weights, slow=True))
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    thread = threading.Thread(target=enlarge, args=(handlers, run))
+    thread.start()
+    assert handlers.upscaler.started.wait(10)
+    begin(handlers, photo(tmp_path / "dog.png"))
+    assert handlers.upscaler.broken_off.wait(2)
+    thread.join(10)
+
+
+def test_an_example_is_enlarged_once(handlers, upscaler):
+    example = str(app.EXAMPLES["Rocket"])
+    first = enlarge(handlers, begin(handlers, example))
+    second = enlarge(handlers, begin(handlers, example))
+    assert upscaler.runs == 1 and second.remembered
+    assert first.srgan != second.srgan and same_pixels(first.srgan, second.srgan)
+    enlarge(handlers, begin(handlers, example), detail=0.1)
+    assert upscaler.runs == 2
+
+
+def test_a_photo_is_not_remembered(handlers, upscaler, tmp_path):
+    path = photo(tmp_path / "cat.png")
+    for _ in range(2):
+        enlarge(handlers, begin(handlers, path))
+    assert upscaler.runs == 2
+
+
+def test_a_deleted_result_says_so(handlers, tmp_path):
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    Path(run.bicubic).unlink()
+    with pytest.raises(gr.Error, match="has been deleted"):
+        handlers.compare_halves(run, app.PIXELS)
+
+
+def test_nothing_happens_without_a_photo(handlers):
+    assert handlers.begin_again(None, app.ENLARGE, app.BICUBIC) == (gr.skip(),) * 7
+    assert enlarge(handlers, None) == gr.skip()
+    assert handlers.present(None, app.BICUBIC) == (gr.skip(),) * 4
+
+
+def test_time_left_comes_from_the_speed_so_far():
+    assert app._time_left(0, 0) == "Enlarging"
+    assert app._time_left(0.25, 2) == "Enlarging, about 6 s left"
+    assert app._time_left(0.1, 60) == "Enlarging, about 9 min left"
+
+
+# ---- what is built and said
+
+
+def test_api_is_three_functions_with_defaults(upscaler):
+    endpoints = app.create_demo(upscaler).get_api_info()["named_endpoints"]
+    defaults = {
+        name: {
+            parameter["parameter_name"]: parameter["parameter_default"]
+            for parameter in endpoint["parameters"]
+        }
+        for name, endpoint in endpoints.items()
+    }
+    assert defaults == {
+        "/upscale": {"image": None, "detail": 0.75, "output_format": "png"},
+        "/compare": {"image": None, "left": "bicubic", "detail": 0.75},
+        "/info": {},
+    }
+
+
+def test_docstrings_tell_a_program_what_to_pass():
+    for function in (app.Handlers.upscale, app.Handlers.compare, app.Handlers.info):
+        description, parameters, _ = gr.utils.get_function_description(function)
+        assert description.endswith(".")
+        for name in set(inspect.signature(function).parameters) - {"self", "progress"}:
+            assert parameters[name], f"{function.__name__}: {name}"
+
+
+def test_notices_are_shown_and_harmless():
+    assert "<b>" not in app._header(["<b>bold</b>"])
+    assert "only SRResNet" in app._header(["only SRResNet"])
+
+
+def test_about_shows_the_measured_table(upscaler):
+    assert "without a measurement" in app._about(upscaler)
+    scores = {
+        "bicubic": {"psnr_y": 28.43, "ssim_y": 0.8109},
+        "srgan": {"psnr_y": 29.4, "ssim_y": 0.84},
+    }
+    table = app._evaluation_table({"Set5": scores})
+    assert "28.43 dB / 0.8109" in table and "SRResNet" not in table
+
+
+def test_examples_are_small_licensed_pictures():
+    licences = (app.HERE / "examples" / "README.md").read_text()
+    for path in app.EXAMPLES.values():
+        assert f"`{path.name}`" in licences
+        assert max(Image.open(path).size) <= 200
+
+
+def test_broken_weights_are_one_line(monkeypatch):
+    def broken(*args, **kwargs):
+        raise WeightsError("weights/srgan-x4.safetensors is damaged.")
+
+    monkeypatch.setattr(app, "Upscaler", broken)
+    monkeypatch.setattr("sys.argv", ["app.py"])
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+    assert caught.value.code == "app.py: weights/srgan-x4.safetensors is damaged."
+
+
+# ---- a running app that is slow on purpose
+
+
+@pytest.fixture
+def slow_app(tiny_weights):
+    """An app in this process; its first run lasts until it is stopped or let go."""
+    upscaler = CountingUpscaler(tiny_weights, slow=True)
+    demo = app.create_demo(upscaler)
+    _, url, _ = demo.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+    yield SimpleNamespace(upscaler=upscaler, url=url.rstrip("/"))
+    upscaler.go_on.set()
+    demo.close(verbose=False)
+
+
+def test_a_cancelled_job_frees_the_worker(slow_app, tmp_path):
+    client = Client(slow_app.url, verbose=False)
+    path = photo(tmp_path / "cat.png")
+    job = client.submit(handle_file(path), api_name="/upscale")
+    assert slow_app.upscaler.started.wait(20)
+    job.cancel()
+    assert slow_app.upscaler.broken_off.wait(5)
+    assert open_image(client.predict(handle_file(path), api_name="/upscale")).size == (96, 72)
+
+
+def test_a_closed_connection_frees_the_worker(slow_app, tmp_path):
+    api = f"{slow_app.url}/gradio_api"
+    event = _call(api, photo(tmp_path / "cat.png"))
+    with httpx.stream("GET", f"{api}/call/upscale/{event}"):
+        assert slow_app.upscaler.started.wait(20)
+    assert slow_app.upscaler.broken_off.wait(20)
+
+
+def _call(api: str, path: str) -> str:
+    with open(path, "rb") as file:
+        uploaded = httpx.post(f"{api}/upload", files={"files": file}).json()[0]
+    image = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+    return httpx.post(f"{api}/call/upscale", json={"data": [image]}).json()["event_id"]
+
+
+# ---- the real app
+
+
+@pytest.fixture(scope="module")
+def served(tiny_weights, tmp_path_factory):
+    with running_app(tmp_path_factory.mktemp("app"), tiny_weights) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    return Client(served.url, verbose=False)
+
+
+def rest(served, name: str, data: list) -> tuple[str, object]:
+    """Calls as curl does; returns the last event and its data."""
+    api = f"{served.url}/gradio_api"
+    event = httpx.post(f"{api}/call/{name}", json={"data": data}).json()["event_id"]
+    lines = httpx.get(f"{api}/call/{name}/{event}", timeout=60).text.strip().splitlines()
+    return lines[-2].removeprefix("event: "), json.loads(lines[-1].removeprefix("data: "))
+
+
+def test_client_gets_the_librarys_pixels(client, tiny_weights, tmp_path):
+    path = photo(tmp_path / "cat.png", (50, 40))
+    result = client.predict(handle_file(path), api_name="/upscale")
+    assert Path(result).name == "cat-srgan-x4.png"
+    assert same_pixels(result, Upscaler(tiny_weights).upscale(open_image(path)))
+
+
+def test_client_gets_both_halves(client, tmp_path):
+    path = photo(tmp_path / "cat.png")
+    first, second = client.predict(handle_file(path), left="pixels", api_name="/compare")
+    assert same_pixels(first, enlarge_nearest(open_image(path)))
+    assert open_image(second).size == (96, 72)
+
+
+@pytest.mark.parametrize("suffix", ["heic", "tiff", "avif"])
+def test_client_may_send_what_browsers_cannot_show(client, tmp_path, suffix):
+    image = open_image(photo(tmp_path / "cat.png"))
+    if suffix == "heic":
+        import pillow_heif
+
+        pillow_heif.from_pillow(image).save(tmp_path / "cat.heic")
+    else:
+        save_image(image, tmp_path / f"cat.{suffix}")
+    result = client.predict(handle_file(tmp_path / f"cat.{suffix}"), api_name="/upscale")
+    assert open_image(result).size == (96, 72)
+
+
+def test_client_is_told_what_is_wrong(client, tmp_path):
+    (tmp_path / "cat.png").write_text("not an image")
+    with pytest.raises(AppError, match="supported format"):
+        client.predict(handle_file(tmp_path / "cat.png"), api_name="/upscale")
+    with pytest.raises(AppError, match="greater than maximum"):
+        client.predict(handle_file(photo(tmp_path / "b.png")), detail=1.5, api_name="/upscale")
+
+
+def test_info_is_the_upscalers(client, tiny_weights):
+    assert client.predict(api_name="/info") == json.loads(json.dumps(Upscaler(tiny_weights).info()))
+
+
+def test_rest_call_may_leave_out_defaults(served, tmp_path):
+    api = f"{served.url}/gradio_api"
+    event = _call(api, photo(tmp_path / "cat.png"))
+    answer = httpx.get(f"{api}/call/upscale/{event}", timeout=60).text
+    file = json.loads(answer.strip().splitlines()[-1].removeprefix("data: "))[0]
+    assert file["url"].endswith("/cat-srgan-x4.png")
+    assert httpx.get(file["url"]).content.startswith(b"\x89PNG")
+
+
+def test_rest_call_may_carry_the_image(served, tmp_path):
+    content = base64.b64encode(Path(photo(tmp_path / "cat.png")).read_bytes()).decode()
+    image = {"url": f"data:image/png;base64,{content}", "meta": {"_type": "gradio.FileData"}}
+    event, (file,) = rest(served, "upscale", [image])
+    assert event == "complete" and file["url"].endswith(".png")
+
+
+@pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
+def test_files_of_the_server_cannot_be_read(served, meta):
+    example = {"path": str(app.EXAMPLES["Cat"]), **meta}
+    event, _ = rest(served, "upscale", [example])
+    assert event == "error"
+
+
+def test_missing_image_is_said(served):
+    event, error = rest(served, "upscale", [None])
+    assert event == "error" and "No image" in error["error"]
+
+
+def test_oversized_upload_is_refused(served):
+    from srgan.image import default_max_bytes
+
+    files = {"files": ("big.png", b"\0" * (default_max_bytes() + 1))}
+    assert httpx.post(f"{served.url}/gradio_api/upload", files=files).status_code == 413
+
+
+def test_functions_are_mcp_tools(served, tmp_path):
+    ClientSession = pytest.importorskip("mcp").ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    content = base64.b64encode(Path(photo(tmp_path / "cat.png")).read_bytes()).decode()
+
+    async def call():
+        url = f"{served.url}/gradio_api/mcp/"
+        async with (
+            streamablehttp_client(url) as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = [tool.name for tool in (await session.list_tools()).tools]
+            image = {"image": f"data:image/png;base64,{content}"}
+            return tools, await session.call_tool("upscale", image)
+
+    tools, result = asyncio.run(call())
+    assert tools == ["upscale", "compare", "info"]
+    assert not result.isError
+
+
+def test_port_in_use_is_one_line(served, tiny_weights, tmp_path):
+    port = int(served.url.rpartition(":")[2])
+    process = start(["app.py"], port, tmp_path, {"SRGAN_WEIGHTS": str(tiny_weights)})
+    assert process.wait(120) != 0
+    log = (tmp_path / "app.log").read_text()
+    assert "Traceback" not in log and str(port) in log.splitlines()[-1]
+
+
+def test_sigterm_lets_the_running_image_finish(tiny_weights, tmp_path):
+    script = """
+import threading, time, app
+from srgan import Upscaler
+
+class Slow(Upscaler):
+    def upscale(self, image, detail=None, progress=None):
+        print("running", flush=True)
+        time.sleep(2)
+        return super().upscale(image, detail, progress)
+
+app.launch(app.create_demo(Slow()))
+"""
+    with running_app(tmp_path, tiny_weights, script) as running:
+        client = Client(running.url, verbose=False)
+        job = client.submit(handle_file(photo(tmp_path / "cat.png")), api_name="/upscale")
+        while "running" not in (tmp_path / "app.log").read_text():
+            time.sleep(0.05)
+        assert running.terminate() == 0
+        assert open_image(job.result(10)).size == (96, 72)

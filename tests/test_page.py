@@ -1,0 +1,274 @@
+"""The page in a real browser."""
+
+import base64
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import pytest
+from app_process import running_app
+from PIL import Image
+
+from srgan import open_image
+from srgan.image import enlarge_bicubic
+
+sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")  # Debian's
+#: Milliseconds for anything on the page to happen on a busy machine.
+PATIENCE = 30_000
+#: The app with a network that takes half a minute for images 40 pixels wide.
+SCRIPT = """
+import time, app
+from srgan import Upscaler
+
+class SometimesSlow(Upscaler):
+    def upscale(self, image, detail=None, progress=None):
+        for i in range(300 if image.width == 40 else 0):
+            progress(i / 300)
+            time.sleep(0.1)
+        return super().upscale(image, detail, progress)
+
+app.launch(app.create_demo(SometimesSlow()))
+"""
+#: Gives the page a file the way `event` says; arguments are the event, name, content and type.
+HAND_OVER = """([event, name, content, type]) => {
+  const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], name, { type }));
+  const target = document.querySelector("h1"), options = { bubbles: true, cancelable: true };
+  if (event === "paste")
+    target.dispatchEvent(new ClipboardEvent("paste", { ...options, clipboardData: data }));
+  else
+    for (const step of ["dragenter", "dragover", "drop"])
+      target.dispatchEvent(new DragEvent(step, { ...options, dataTransfer: data }));
+}"""
+
+
+@pytest.fixture(scope="module")
+def url(tiny_weights, tmp_path_factory):
+    with running_app(tmp_path_factory.mktemp("page"), tiny_weights, SCRIPT) as app:
+        yield app.url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A browser window whose pages share their cache."""
+    if not CHROMIUM.exists():
+        pytest.skip("needs Debian's chromium")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
+        ).new_context(viewport={"width": 1280, "height": 900})
+
+
+@pytest.fixture
+def page(browser, url):
+    """The page, which must ask nobody but its server and raise no error in the browser."""
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    strangers, errors = [], []
+    page.on(
+        "request",
+        lambda sent: sent.url.startswith(("data:", "blob:", url)) or strangers.append(sent.url),
+    )
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url)
+    page.wait_for_selector("#photo input[type=file]", state="attached")
+    yield page
+    page.close()
+    assert (strangers, errors) == ([], [])
+
+
+@pytest.fixture
+def cat(tmp_path) -> Path:
+    return picture(tmp_path / "cat.png")
+
+
+def picture(path: Path, size=(24, 18), mode="RGB") -> Path:
+    gradient = Image.linear_gradient("L").resize(size).convert(mode)
+    if mode == "RGBA":
+        gradient.putalpha(Image.radial_gradient("L").resize(size))
+    gradient.save(path)
+    return path
+
+
+def choose(page, path: Path) -> None:
+    page.set_input_files("#photo input[type=file]", path)
+
+
+def hand_over(page, event: str, name: str, path: Path, mime_type: str) -> None:
+    content = base64.b64encode(path.read_bytes()).decode()
+    page.evaluate(HAND_OVER, [event, name, content, mime_type])
+
+
+def wait_for_srgan(page, name: str = "cat") -> None:
+    page.wait_for_selector(f'#slider.right-srgan img[src$="/{name}-srgan-x4.png"]')
+
+
+def halves(page) -> list[bytes]:
+    """The two files behind the slider, left first."""
+    sources = page.eval_on_selector_all("#slider img", "images => images.map((i) => i.src)")
+    return [httpx.get(source).content for source in sources]
+
+
+def captions(page) -> list[str]:
+    return page.eval_on_selector(
+        "#slider .slider-wrap",
+        "wrap => ['::before', '::after'].map((p) => getComputedStyle(wrap, p).content)",
+    )
+
+
+def test_a_chosen_photo_comes_back_four_times_as_large_twice(page, cat):
+    choose(page, cat)
+    wait_for_srgan(page)
+    left, right = halves(page)
+    for half in (left, right):
+        assert half.startswith(b"\x89PNG\r\n\x1a\n")
+        assert Image.open(BytesIO(half)).size == (96, 72)
+    assert open_image(left).tobytes() == enlarge_bicubic(open_image(cat)).tobytes()
+    assert left != right
+    assert captions(page) == ['"Bicubic"', '"SRGAN"']
+    status = page.inner_text("#status")
+    assert "24 × 18 → 96 × 72" in status and "s on CPU" in status
+    assert page.inner_text("#photo-line") == "cat.png, 24 × 18"
+
+
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_a_photo_may_land_anywhere(page, cat, event):
+    hand_over(page, event, "cat.png", cat, "image/png")
+    wait_for_srgan(page)
+
+
+def test_heic_works_where_the_browser_knows_nothing_of_it(page, cat, tmp_path):
+    import pillow_heif
+
+    pillow_heif.from_pillow(open_image(cat)).save(tmp_path / "photo.heic")
+    hand_over(page, "drop", "photo.heic", tmp_path / "photo.heic", "")
+    wait_for_srgan(page, "photo")
+    assert Image.open(BytesIO(halves(page)[0])).size == (96, 72)
+
+
+def test_download_is_the_right_half_named_after_the_upload(page, cat):
+    choose(page, cat)
+    wait_for_srgan(page)
+    for label, suffix, start in (("PNG", "png", b"\x89PNG"), ("WebP", "webp", b"RIFF")):
+        page.click("#format input")
+        page.click(f'[role=option]:has-text("{label}")')
+        page.wait_for_selector(f'#download:enabled:has-text("Download {label}")')
+        with page.expect_download() as download:
+            page.click("#download")
+        assert download.value.suggested_filename == f"cat-srgan-x4.{suffix}"
+        assert Path(download.value.path()).read_bytes().startswith(start)
+    assert "srgan" in page.get_attribute("#slider img >> nth=1", "src")
+
+
+def test_the_left_half_changes_alone(page, cat):
+    choose(page, cat)
+    wait_for_srgan(page)
+    before = halves(page)
+    page.click('#left label:has-text("Original pixels")')
+    page.wait_for_selector("#slider.left-pixels")
+    after = halves(page)
+    assert captions(page) == ['"Original pixels"', '"SRGAN"']
+    assert before[0] != after[0] and before[1] == after[1]
+
+
+def test_a_bad_file_is_explained_and_the_last_result_stands(page, cat, tmp_path):
+    choose(page, cat)
+    wait_for_srgan(page)
+    before = halves(page)
+    bad = tmp_path / "<img src=x onerror=document.title='!'>.png"
+    bad.write_text("not an image")
+    choose(page, bad)
+    text = page.wait_for_selector('[data-testid="toast-text"]').inner_text()
+    assert "isn't an image of a supported format" in text
+    assert halves(page) == before
+    page.click('[data-testid="toast-close"]')
+    choose(page, picture(tmp_path / "<img src=x onerror=document.title='!'> dog.png"))
+    wait_for_srgan(page, "img_src_x_onerror_document.title_dog")
+    assert page.title() == "SRGAN ×4"
+
+
+def test_stop_leaves_the_bicubic_result(page, tmp_path):
+    choose(page, picture(tmp_path / "slow.png", (40, 30)))
+    page.wait_for_selector('#status :text("s left")')
+    assert captions(page) == ['"Bicubic"', '"Bicubic for now"']
+    first = page.eval_on_selector("#status .progress-bar", "bar => bar.offsetWidth")
+    page.wait_for_function(
+        "first => document.querySelector('#status .progress-bar').offsetWidth > first", arg=first
+    )
+    page.click("#stop")
+    page.wait_for_selector("body:not(.running)", timeout=5000)
+    left, right = halves(page)
+    assert left == right
+    assert "bicubic on both halves" in page.inner_text("#status")
+    assert page.is_hidden("#stop") and page.is_visible("#again")
+
+
+def test_another_photo_may_come_during_a_run(page, cat, tmp_path):
+    choose(page, picture(tmp_path / "slow.png", (40, 30)))
+    page.wait_for_selector('#status :text("s left")')
+    choose(page, cat)
+    wait_for_srgan(page)
+    page.wait_for_selector("body:not(.running)")
+    assert page.inner_text("#photo-line").startswith("cat.png")
+
+
+def test_shrink_and_restore_measures_both(page, tmp_path):
+    choose(page, picture(tmp_path / "cat.png", (96, 80)))
+    wait_for_srgan(page)
+    page.click('#mode label:has-text("Shrink and restore")')
+    status = page.wait_for_selector('#status :text("Against the original")').inner_text()
+    assert status.count("dB") == 2 and status.count("SSIM") == 2
+    page.click('#left label:has-text("The original")')
+    page.wait_for_selector("#slider.left-original")
+    assert open_image(halves(page)[0]).tobytes() == open_image(tmp_path / "cat.png").tobytes()
+
+
+def test_an_example_takes_one_click(page):
+    page.click(".example >> nth=0")
+    wait_for_srgan(page, "cat")
+
+
+def test_transparency_stands_on_a_checkered_ground(page, tmp_path):
+    choose(page, picture(tmp_path / "cat.png", mode="RGBA"))
+    wait_for_srgan(page)
+    ground = page.eval_on_selector("#slider img >> nth=1", "i => getComputedStyle(i).background")
+    assert "conic-gradient" in ground
+    assert Image.open(BytesIO(halves(page)[1])).mode == "RGBA"
+
+
+def test_the_keyboard_moves_handle_and_detail(page, cat):
+    choose(page, cat)
+    wait_for_srgan(page)
+    handle = page.locator("#slider [role=slider]")
+    before = handle.bounding_box()["x"]
+    handle.press("ArrowLeft")
+    assert handle.bounding_box()["x"] < before
+    assert handle.get_attribute("aria-valuenow") == "48"
+    page.locator("#detail input[type=range]").press("ArrowLeft")
+    page.wait_for_selector('#status :text("detail 0.70")')
+
+
+def test_everything_to_operate_has_a_name(page):
+    nameless = page.eval_on_selector_all(
+        "button:visible, input:visible, [role=slider]",
+        """elements => elements.filter((e) => !(e.innerText?.trim() || e.ariaLabel
+             || e.labels?.[0]?.innerText.trim() || e.closest("label")?.innerText.trim()))
+             .map((e) => e.outerHTML)""",
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_screen(page, cat, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    choose(page, cat)
+    wait_for_srgan(page)
+    page.click("#about button")
+    page.wait_for_selector("#about :text('What it cannot do')")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    tops = [page.locator(place).bounding_box()["y"] for place in ("#photo", "#slider", "#mode")]
+    if width < 800:
+        assert tops == sorted(tops)
