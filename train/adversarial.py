@@ -249,7 +249,7 @@ def main() -> int:
     try:
         config = tyro.extras.subcommand_cli_from_dict(presets, description=__doc__)
         distance = adversarial(config)
-    except (ValueError, TrainingError, CheckpointError, SRGANError, VGGError) as exc:
+    except (ValueError, OSError, TrainingError, CheckpointError, SRGANError, VGGError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     logger.info("best validation VGG19 distance %.4f", distance)

@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from srgan.generator import SCALE, Generator, InferenceGenerator, fold
-from train.checkpoint import LAST_FILE, load_checkpoint, save_checkpoint
+from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
 from train.data import CropSampler, PackedImages, degrade, load_packed
 
 logger = logging.getLogger(__name__)
@@ -130,12 +130,15 @@ def join_world(device: str) -> Iterator[World]:
 
     Args:
         device: `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if size == 1:
-        yield World(rank=0, size=1, device=torch.device(device))
+        yield World(rank=0, size=1, device=_existing_device(device))
         return
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -145,6 +148,13 @@ def join_world(device: str) -> Iterator[World]:
         yield World(rank=dist.get_rank(), size=size, device=torch.device(device))
     finally:
         dist.destroy_process_group()
+
+
+def _existing_device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as exc:
+        raise ValueError(f"device {name} is not available here: {exc}") from exc
 
 
 def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
@@ -287,9 +297,15 @@ def run(
     done, best, earlier = 0, -math.inf, 0.0
     if checkpoint.exists():
         state = load_checkpoint(checkpoint)
-        for name, item in stateful.items():
-            item.load_state_dict(state[name])
-        done, best, earlier = state["step"], state["best"], state["seconds"]
+        try:
+            for name, item in stateful.items():
+                item.load_state_dict(state[name])
+            done, best, earlier = state["step"], state["best"], state["seconds"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+            raise CheckpointError(
+                f"{checkpoint} is of another stage or of networks of another size. Give the "
+                f"settings in {config.out / CONFIG_FILE} again, or another --out."
+            ) from exc
         logger.info("resumed at step %d", done)
     started = time.monotonic() - earlier
 
@@ -348,7 +364,10 @@ def run(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            logged.append(step())
+            try:
+                logged.append(step())
+            except torch.OutOfMemoryError as exc:
+                raise TrainingError("out of GPU memory: lower --batch or --crop") from exc
             done += 1
             bar.update()
             if config.minutes:

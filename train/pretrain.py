@@ -150,7 +150,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         best = pretrain(tyro.cli(PretrainConfig, description=__doc__))
-    except (ValueError, TrainingError, CheckpointError, SRGANError) as exc:
+    except (ValueError, OSError, TrainingError, CheckpointError, SRGANError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     logger.info("best validation PSNR-Y %.2f dB", best)
