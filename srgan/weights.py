@@ -39,8 +39,8 @@ BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 WEIGHTS_VARIABLE = "SRGAN_WEIGHTS"
 #: What the owner of a Space calls the repository that the Space should use.
 SPACE_REPOSITORY = "srgan-x4"
-#: `stage` in the metadata of a file that has seen pixel error only.
-SRRESNET_STAGE = "srresnet"
+#: `stage` in the metadata of a file: the last training that the network has been through.
+SRRESNET_STAGE, SRGAN_STAGE = "srresnet", "srgan"
 
 _HUB_SPEC = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 _NOT_ADVERSARIAL = (
@@ -317,8 +317,8 @@ def save_generator(
     Args:
         generator: on any device.
         path: the file, replaced as a whole.
-        metadata: further entries of the file's header; `stage` is `SRRESNET_STAGE` for a network
-            that hasn't been through the adversarial stage.
+        metadata: further entries of the file's header; `stage` is `SRRESNET_STAGE` or
+            `SRGAN_STAGE`.
 
     Raises:
         WeightsError: the file can't be written; what was there before still is.
@@ -358,8 +358,11 @@ def save_weights(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise WeightsError(f"{folder} can't be made: {exc.strerror}.") from exc
-    save_generator(srresnet, folder / SRRESNET_FILE, metadata)
-    save_generator(srgan, folder / SRGAN_FILE, metadata)
+    for generator, name, stage in (
+        (srresnet, SRRESNET_FILE, SRRESNET_STAGE),
+        (srgan, SRGAN_FILE, SRGAN_STAGE if adversarial else SRRESNET_STAGE),
+    ):
+        save_generator(generator, folder / name, {**(metadata or {}), "stage": stage})
     config = {
         "architecture": {**asdict(srgan.config), "scale": SCALE},
         "adversarial": adversarial,
