@@ -1,0 +1,360 @@
+"""Stage 1 on a tiny network: results, resuming, and what goes wrong."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from srgan.generator import GeneratorConfig
+from srgan.weights import SRRESNET_FILE, load_weights
+from train import pretrain as module
+from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
+from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE, CropSampler
+from train.loop import CONFIG_FILE, LOG_FILE, TrainingError, fix_batch_norm, measure_batch_norm
+from train.pretrain import PretrainConfig, pretrain
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE = 80
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A prepared dataset of four smooth random images, one of them for validation."""
+    folder = tmp_path_factory.mktemp("prepared")
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    images = [
+        np.stack([127 + 100 * np.sin(rows * a + columns * b) for a, b in waves], 2).astype(np.uint8)
+        for waves in random.uniform(0.05, 0.7, (4, 3, 2))
+    ]
+    (folder / IMAGES_FILE).write_bytes(b"".join(image.tobytes() for image in images))
+    size = 3 * SIDE**2
+    np.save(folder / INDEX_FILE, [(i * size, SIDE, SIDE, int(i == 3)) for i in range(4)])
+    manifest = {"images": [{"name": f"{i}.png"} for i in range(4)]}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    return folder
+
+
+def config(data: Path, out: Path, **settings) -> PretrainConfig:
+    defaults = {
+        "steps": 8,
+        "crop": 16,
+        "batch": 2,
+        "warmup": 2,
+        "validate_every": 2,
+        "device": "cpu",
+        "precision": "float32",
+        "generator": GeneratorConfig(channels=4, blocks=1),
+    }
+    return PretrainConfig(data=data, out=out, **(defaults | settings))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory) -> Path:
+    """The folder of a run of 8 steps."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    pretrain(config(data, out))
+    return out
+
+
+def entries(out: Path) -> list[dict]:
+    """The log, without what the clock decides."""
+    lines = (out / LOG_FILE).read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    left, right = (load_checkpoint(out / LAST_FILE) for out in (a, b))
+    assert left.keys() == right.keys()
+    for name in left.keys() - {"seconds"}:
+        assert_equal(left[name], right[name])
+
+
+def assert_equal(a, b) -> None:
+    """Bit-identical, through all nesting."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+def test_run_leaves_weights_log_settings_and_checkpoint(data, uninterrupted):
+    log = entries(uninterrupted)
+    assert [entry["step"] for entry in log] == [2, 4, 6, 8]
+    assert all(0 < entry["loss"] < 1 and entry["psnr_y"] > 5 for entry in log)
+    weights = load_weights(uninterrupted / SRRESNET_FILE)
+    assert weights.srresnet.config == GeneratorConfig(channels=4, blocks=1)
+    assert not weights.adversarial
+    settings = json.loads((uninterrupted / CONFIG_FILE).read_text())
+    assert (settings["steps"], settings["data"]) == (8, str(data))
+    assert list(uninterrupted.glob("events.out.tfevents.*"))
+    assert not list(uninterrupted.glob("*.part"))
+
+
+def test_returns_the_best_score(data, tmp_path):
+    best = pretrain(config(data, tmp_path))
+    assert best == max(entry["psnr_y"] for entry in entries(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"batch_norm": "fixed", "loss": "l1"}, {"batch_norm": "batch", "loss": "mse"}]
+)
+def test_training_lowers_the_loss(data, tmp_path, settings):
+    settings |= {"steps": 60, "validate_every": 15, "crop": 64, "learning_rate": 2e-3}
+    pretrain(config(data, tmp_path, **settings))
+    losses = [entry["loss"] for entry in entries(tmp_path)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_interpolation_is_a_better_start_than_random_weights(data, tmp_path):
+    scores = [
+        pretrain(config(data, tmp_path / start, steps=1, start=start))
+        for start in ("interpolation", "random")
+    ]
+    assert scores[0] > scores[1] + 3
+
+
+def test_init_goes_on_from_a_file(data, uninterrupted, tmp_path):
+    init = uninterrupted / SRRESNET_FILE
+    settings = {"steps": 1, "learning_rate": 1e-12, "init": init, "generator": GeneratorConfig()}
+    pretrain(config(data, tmp_path, **settings))
+    before, after = load_file(init), load_file(tmp_path / SRRESNET_FILE)
+    for name in before.keys() - {n for n in before if n.endswith("num_batches_tracked")}:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
+
+
+def test_minutes_end_a_run(data, tmp_path):
+    pretrain(config(data, tmp_path, steps=None, minutes=0.01, validate_every=10**6))
+    (entry,) = entries(tmp_path)
+    assert entry["step"] >= 1
+    again = pretrain(config(data, tmp_path, steps=None, minutes=0.01, validate_every=10**6))
+    assert len(entries(tmp_path)) == 1  # the time is used up
+    assert again == entry["psnr_y"]
+
+
+def test_measured_statistics_normalize(make_generator):
+    generator = make_generator()
+    batches = [torch.rand(4, 3, 12, 12) for _ in range(3)]
+    measure_batch_norm(generator, batches)
+    fix_batch_norm(generator)
+    seen = []
+    generator.blocks[1].bn1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        for batch in batches:
+            generator(batch)
+    norm = generator.blocks[1].bn1
+    assert not norm.training
+    assert norm.momentum == 0.1
+    torch.testing.assert_close(
+        torch.cat(seen).mean((0, 2, 3)), norm.running_mean, atol=0.05, rtol=0
+    )
+
+
+# ------------------------------------------------------------------------------------- resuming
+
+
+def test_finished_run_is_not_trained_further(data, uninterrupted):
+    before = (uninterrupted / LAST_FILE).read_bytes()
+    pretrain(config(data, uninterrupted))
+    assert (uninterrupted / LAST_FILE).read_bytes() == before
+    assert len(entries(uninterrupted)) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_stopped_by_a_signal_resumes_exactly(
+    data, uninterrupted, tmp_path, monkeypatch, number
+):
+    handler = signal.getsignal(number)
+    draw, draws = CropSampler.next, []
+
+    def next(sampler):
+        draws.append(1)
+        if len(draws) == 5 + module.MEASURED_BATCHES:
+            os.kill(os.getpid(), number)
+        return draw(sampler)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CropSampler, "next", next)
+        pretrain(config(data, tmp_path))
+    assert [entry["step"] for entry in entries(tmp_path)] == [2, 4, 5]  # finishes its step
+    assert signal.getsignal(number) is handler
+
+    pretrain(config(data, tmp_path))
+    whole, resumed = entries(uninterrupted), entries(tmp_path)
+    assert [entry["step"] for entry in resumed] == [2, 4, 5, 6, 8]
+    assert (resumed[0], resumed[1], resumed[4]) == (whole[0], whole[1], whole[3])
+    assert_same_state(tmp_path, uninterrupted)
+
+
+def test_run_killed_while_it_writes_resumes_exactly(data, uninterrupted, tmp_path):
+    """SIGKILL in the middle of the checkpoint of step 4 leaves that of step 2."""
+    script = f"""
+import os, signal, sys, torch
+from pathlib import Path
+sys.path.insert(0, "tests")
+from test_pretrain import config, pretrain
+
+torch.set_num_threads({torch.get_num_threads()})
+save = torch.save
+
+def save_half(state, file):
+    if state["step"] == 4:
+        file.write(b"half of a checkpoint")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(state, file)
+
+torch.save = save_half
+pretrain(config(Path({str(data)!r}), Path({str(tmp_path)!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert load_checkpoint(tmp_path / LAST_FILE)["step"] == 2
+    pretrain(config(data, tmp_path))
+    assert entries(tmp_path) == entries(uninterrupted)
+    assert_same_state(tmp_path, uninterrupted)
+    best, expected = (load_file(out / SRRESNET_FILE) for out in (tmp_path, uninterrupted))
+    assert_equal(best, expected)
+    assert not list(tmp_path.glob("*.part"))
+
+
+# --------------------------------------------------------------------------------------- faults
+
+
+def test_diverged_run_stops_and_keeps_the_last_good_checkpoint(data, tmp_path):
+    pretrain(config(data, tmp_path, steps=2))
+    before = [(tmp_path / name).read_bytes() for name in (LAST_FILE, SRRESNET_FILE)]
+    message = r"loss is (nan|inf) .* lower --learning-rate.* last good state is in .*last\.pt"
+    with pytest.raises(TrainingError, match=message):
+        pretrain(config(data, tmp_path, steps=20, learning_rate=1e30))
+    assert [(tmp_path / name).read_bytes() for name in (LAST_FILE, SRRESNET_FILE)] == before
+    assert len(entries(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data.pkl: file write failed"),
+    ],
+)
+def test_full_disk_leaves_the_old_checkpoint(data, tmp_path, monkeypatch, error):
+    pretrain(config(data, tmp_path, steps=2))
+    before = (tmp_path / LAST_FILE).read_bytes()
+
+    def save(state, file):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(CheckpointError, match=r"can't write .*last\.pt: .*last good one is kept"):
+        pretrain(config(data, tmp_path))
+    assert (tmp_path / LAST_FILE).read_bytes() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_checkpoints_come_back(tmp_path):
+    state = {"a": torch.arange(3), "b": [1, 2.5, "x"], "c": {"d": None}}
+    save_checkpoint(state, tmp_path / "a.pt")
+    assert_equal(load_checkpoint(tmp_path / "a.pt"), state)
+
+
+@pytest.mark.parametrize("contents", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)])
+def test_damaged_checkpoint_is_refused(data, tmp_path, contents):
+    (tmp_path / LAST_FILE).write_bytes(contents)
+    with pytest.raises(CheckpointError, match=r"last\.pt is not a readable checkpoint"):
+        pretrain(config(data, tmp_path))
+    assert (tmp_path / LAST_FILE).read_bytes() == contents
+
+
+def test_checkpoint_with_code_in_it_is_refused(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "run"),))
+
+    torch.save({"generator": Code()}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "a.pt")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoint_of_another_network_is_refused(data, uninterrupted):
+    before = (uninterrupted / LAST_FILE).read_bytes()
+    other = config(data, uninterrupted, generator=GeneratorConfig(channels=5, blocks=1))
+    with pytest.raises(CheckpointError, match=r"networks of another size.*another --out"):
+        pretrain(other)
+    assert (uninterrupted / LAST_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"steps": None}, "either --steps or --minutes"),
+        ({"minutes": 1.0}, "either --steps or --minutes"),
+        ({"steps": 0}, "steps must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(data, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(data, tmp_path, **settings)
+
+
+# ------------------------------------------------------------------------------ the command line
+
+
+def run_main(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["train.pretrain", *map(str, arguments)])
+    return module.main()
+
+
+def test_command_line_trains(data, tmp_path, monkeypatch):
+    options = {"steps": 1, "crop": 16, "batch": 1, "device": "cpu", "validation-images": 1}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    size = ["--generator.channels", 4, "--generator.blocks", 1]
+    out = tmp_path / "run"
+    assert run_main(monkeypatch, "--data", data, "--out", out, *arguments, *size) == 0
+    assert load_weights(out / SRRESNET_FILE).srresnet.config == GeneratorConfig(
+        channels=4, blocks=1
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["--data", "nowhere"], "nowhere is not a prepared dataset: images.bin"),
+        (["--crop", 128], "no image has 144 pixels on both sides"),
+        (["--init", "none.safetensors"], "none.safetensors is missing"),
+        (["--device", "abacus"], "device abacus is not available here"),
+        (["--out", "/dev/null/run"], "Not a directory"),
+    ],
+)
+def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys, arguments, reason):
+    options = {"--data": data, "--out": tmp_path / "run", "--steps": 1, "--crop": 16, "--batch": 1}
+    options |= {"--generator.channels": 4, "--generator.blocks": 1, "--device": "cpu"}
+    options |= dict([arguments])
+    assert run_main(monkeypatch, *[part for item in options.items() for part in item]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert reason in line
