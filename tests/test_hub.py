@@ -232,15 +232,17 @@ def test_silent_hub_costs_five_seconds(monkeypatch, tmp_path):
         assert 5 <= time.monotonic() - start < 15  # the client alone: 393
 
 
-@pytest.mark.parametrize("fault", ["refused", "500", "private"])
+@pytest.mark.parametrize("fault", ["refused", "500", "private", "offline"])
 def test_unreachable_hub_leaves_the_cache_and_a_notice(published, fault, monkeypatch):
     expected = load_weights("user/repo")
     if fault == "refused":
         stop(published)
     elif fault == "500":
         published.status = 500
-    else:
+    elif fault == "private":
         published.token = "hf_secret"
+    else:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     weights = load_weights("user/repo")
     assert (weights.source, weights.revision) == ("user/repo", FIRST)
     assert first_weight(weights) == first_weight(expected)
