@@ -64,7 +64,7 @@ JOURNAL_FILE = "journal.jsonl"
 SCRATCH = "scratch"
 
 #: Pillow's decoders that are let near the files; others run external programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SUFFIXES += (".avif", ".heic", ".heif", ".ppm", ".pgm")
 MAX_FILE_BYTES = 2**29
@@ -77,6 +77,7 @@ except ImportError:
     pass
 else:
     pillow_heif.register_heif_opener()
+    FORMATS += ("HEIF",)
 
 
 class PrepareError(Exception):
