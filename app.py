@@ -13,8 +13,10 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import weakref
@@ -68,6 +70,15 @@ RESTORE_LEAST = 32
 #: Seconds that uploads and results are kept, and between two looks for older ones.
 KEEP_FILES, CLEAN_EVERY = 3600, 600
 PORT = 7860
+#: What in Gradio's theme has too little contrast.
+READABLE = {
+    "body_text_color_subdued": "*neutral_500",
+    "block_info_text_color": "*neutral_500",
+    "button_primary_background_fill": "*primary_700",
+    "button_primary_background_fill_hover": "*primary_800",
+    "button_primary_background_fill_dark": "*primary_700",
+    "button_primary_background_fill_hover_dark": "*primary_600",
+}
 #: Visitors waiting at most; the next one is told to come back.
 QUEUE_SIZE = 32
 #: Seconds that a running image is given to finish after SIGTERM.
@@ -128,6 +139,9 @@ class Handlers:
         self._worker = threading.Lock()  # one image at a time, also while a stopped one winds up
         self._closing = False
         self._examples: dict[tuple[str, str], tuple[Image.Image, float]] = {}
+        uploads = Path(get_upload_folder())
+        uploads.mkdir(parents=True, exist_ok=True)
+        self._results = Path(tempfile.mkdtemp(prefix="results-", dir=uploads))
         # Session -> its newest run's stop signal, which nothing but that run keeps alive.
         self._stops: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
@@ -162,7 +176,7 @@ class Handlers:
             photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
             sr = self._run_network(photo, detail, report)[0]
             name = f"{_stem(image)}-srgan-x{SCALE}{OUTPUT_FORMATS[output_format]}"
-            return _save(sr, _new_folder() / name)
+            return _save(sr, self._new_folder() / name)
 
         return await _in_background(work, progress)
 
@@ -188,7 +202,7 @@ class Handlers:
             photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
             sr = self._run_network(photo, detail, report)[0]
             plain = enlarge_bicubic(photo) if left == BICUBIC else enlarge_nearest(photo)
-            folder, name = _new_folder(), _stem(image)
+            folder, name = self._new_folder(), _stem(image)
             return (
                 _save(plain, folder / f"{name}-{left}-x{SCALE}.png"),
                 _save(sr, folder / f"{name}-srgan-x{SCALE}.png"),
@@ -215,7 +229,7 @@ class Handlers:
         with _errors_as_gradio():
             lr, original = self._read(photo, mode)
             name = _stem(photo)
-            bicubic = _new_folder() / f"{name}-bicubic-x{SCALE}.png"
+            bicubic = self._new_folder() / f"{name}-bicubic-x{SCALE}.png"
             source = lr if original is None else original
             run = Run(
                 photo=photo,
@@ -230,7 +244,13 @@ class Handlers:
         self._take_over(request)
         if left == ORIGINAL and mode == ENLARGE:
             left = BICUBIC  # there is no original
-        return run, *self.present(run, left), None, _left_radio(mode, left)
+        return (
+            run,
+            *self.present(run, left),
+            None,  # the photo has been taken up
+            _left_radio(mode, left),
+            gr.DownloadButton(value=None, interactive=False),
+        )
 
     def begin_example(
         self, mode: str, left: str, event: gr.EventData, request: gr.Request | None = None
@@ -243,7 +263,7 @@ class Handlers:
     ) -> tuple:
         """`begin` with the photograph that is there already."""
         if run is None:
-            return (gr.skip(),) * 7
+            return (gr.skip(),) * 8
         return self.begin(run.photo, mode, left, request)
 
     async def enlarge(
@@ -273,7 +293,7 @@ class Handlers:
                 }
             return replace(
                 run,
-                srgan=_save(sr, _new_folder() / f"{run.name}-srgan-x{SCALE}.png"),
+                srgan=_save(sr, self._new_folder() / f"{run.name}-srgan-x{SCALE}.png"),
                 detail=detail,
                 seconds=seconds,
                 remembered=remembered,
@@ -319,6 +339,18 @@ class Handlers:
             if not path.exists():
                 _save(_reopen(run.srgan), path)
         return gr.DownloadButton(label, value=str(path), interactive=True)
+
+    # ---- from the server
+
+    def delete_results(self, older_than: float) -> None:
+        """Deletes results that are older than so many seconds.
+
+        Gradio's `delete_cache` does so for uploads, but loses sight of files that it was handed
+        together with other properties of a component.
+        """
+        for folder in self._results.iterdir():
+            if time.time() - folder.stat().st_mtime > older_than:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def finish(self, timeout: float) -> None:
         """Takes no more work and waits until the running image is done, at most `timeout` s."""
@@ -368,7 +400,7 @@ class Handlers:
         """The enlarged image and the seconds it took."""
         with self._worker:
             if self._closing:
-                raise ImageError("The server is being restarted. Please try again in a minute.")
+                raise SRGANError("The server is being restarted. Please try again in a minute.")
             report(0.0)
             started = time.perf_counter()
             sr = self._network(image, detail, None if ZERO_GPU else report)
@@ -387,6 +419,13 @@ class Handlers:
             lr, original = self._read(run.photo, run.mode)
             _save(enlarge_nearest(lr) if left == PIXELS else crop_to_scale(original), path)
         return str(path)
+
+    def _new_folder(self) -> Path:
+        """A folder for one result: in Gradio's cache, so that it is served, under a name that
+        can't be guessed."""
+        folder = self._results / secrets.token_urlsafe(24)
+        folder.mkdir()
+        return folder
 
     def _take_over(self, request: gr.Request | None) -> threading.Event:
         """Stops the visitor's older run and returns the stop signal of the new one.
@@ -481,14 +520,6 @@ def _stem(path: str) -> str:
     return re.sub(r"[^\w.-]+", "_", Path(path).stem).strip("._")[:80] or "image"
 
 
-def _new_folder() -> Path:
-    """A folder for one result: in Gradio's cache, so that it is served and deleted in time, and
-    with a name that can't be guessed."""
-    folder = Path(get_upload_folder()) / secrets.token_urlsafe(24)
-    folder.mkdir(parents=True)
-    return folder
-
-
 def _save(image: Image.Image, path: Path) -> str:
     save_image(image, path)
     return str(path)
@@ -506,8 +537,8 @@ def _size(size: tuple[int, int]) -> str:
 
 def _time_left(share: float, elapsed: float) -> str:
     """What the progress bar says, from the speed of this very run."""
-    if share == 0:
-        return "Enlarging"
+    if share in (0, 1):
+        return "Enlarging" if share == 0 else "Finishing"
     seconds = elapsed * (1 - share) / share
     if seconds < 90:
         return f"Enlarging, about {max(1, round(seconds))} s left"
@@ -617,7 +648,7 @@ class Page:
         at_once = {**hidden, "concurrency_id": "at once", "concurrency_limit": 3}
         shown = [self.slider, self.photo_line, self.status, self.again]
         begun = {
-            "outputs": [self.run, *shown, self.photo, self.left],
+            "outputs": [self.run, *shown, self.photo, self.left, self.download],
             "trigger_mode": "multiple",
             **at_once,
         }
@@ -878,16 +909,18 @@ def launch(demo: Demo, share: bool | None = None) -> None:
             neutral_hue="slate",
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
-        ),
+        ).set(**READABLE),
         css_paths=HERE / "page.css",
         js=(HERE / "page.js").read_text(encoding="utf-8"),
     )
     app.add_api_route("/healthz", lambda: PlainTextResponse("ok"))
-    stopping.wait()
+    while not stopping.wait(CLEAN_EVERY):
+        demo.handlers.delete_results(older_than=KEEP_FILES)
     logger.info("stopping")
     demo.handlers.finish(GRACE)
     time.sleep(1)  # for the result to be fetched
     demo.close()
+    demo.handlers.delete_results(older_than=0)
 
 
 def main() -> None:

@@ -103,6 +103,10 @@
     document.querySelectorAll('#slider img[alt=""]').forEach((image, i) => {
       image.alt = i ? "Right half" : "Left half";
     });
+    document.querySelector("#slider .empty[aria-label]")?.removeAttribute("aria-label");
+    document.querySelectorAll("#photo button[aria-dropeffect]").forEach((button) => {
+      button.setAttribute("aria-label", button.innerText.trim());
+    });
     document.querySelector("#status .html-container")?.setAttribute("aria-live", "polite");
     document.querySelectorAll("#about .here").forEach((span) => {
       const here = location.origin + location.pathname.replace(/\/$/, "");

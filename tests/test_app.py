@@ -4,6 +4,7 @@ import asyncio
 import base64
 import inspect
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -158,12 +159,11 @@ def test_names_of_results_are_harmless(name, stem):
 
 def test_bicubic_stands_on_both_halves_before_the_network_has_run(handlers, upscaler, tmp_path):
     path = photo(tmp_path / "cat.png")
-    run, slider, line, status, _, empty_drop_zone, _ = handlers.begin(path, "enlarge", "bicubic")
+    run, slider, line, status, *_ = handlers.begin(path, app.ENLARGE, app.BICUBIC)
     left, right = halves(slider)
     assert left == right
     assert same_pixels(left, enlarge_bicubic(open_image(path)))
     assert "24 × 18" in line and "24 × 18 → 96 × 72" in status
-    assert empty_drop_zone is None
     assert run.srgan is None and upscaler.runs == 0
 
 
@@ -188,7 +188,9 @@ def test_left_half_and_format_do_not_run_the_network(handlers, upscaler, tmp_pat
 
 
 def test_download_waits_for_the_network(handlers, tmp_path):
-    assert not handlers.download(begin(handlers, photo(tmp_path / "cat.png")), "png").interactive
+    run, *_, download = handlers.begin(photo(tmp_path / "cat.png"), app.ENLARGE, app.BICUBIC)
+    for button in (download, handlers.download(run, "png")):
+        assert button.value is None and not button.interactive
 
 
 def test_bad_file_is_an_error_and_leaves_the_run_alone(tiny_weights, tmp_path):
@@ -240,9 +242,9 @@ def test_too_small_a_photo_cannot_be_restored(handlers, tmp_path):
 
 def test_the_original_is_a_choice_only_where_there_is_one(handlers, tmp_path):
     path = photo(tmp_path / "cat.png", (64, 48))
-    *_, left = handlers.begin(path, app.RESTORE, app.ORIGINAL)
+    *_, left, _ = handlers.begin(path, app.RESTORE, app.ORIGINAL)
     assert left.value == app.ORIGINAL and len(left.choices) == 3
-    *_, left = handlers.begin(path, app.ENLARGE, app.ORIGINAL)
+    *_, left, _ = handlers.begin(path, app.ENLARGE, app.ORIGINAL)
     assert left.value == app.BICUBIC and len(left.choices) == 2
 
 
@@ -296,6 +298,14 @@ def test_a_photo_is_not_remembered(handlers, upscaler, tmp_path):
     assert upscaler.runs == 2
 
 
+def test_old_results_are_deleted(handlers, tmp_path):
+    old, new = (begin(handlers, photo(tmp_path / "cat.png")) for _ in range(2))
+    an_hour_ago = time.time() - 3600
+    os.utime(Path(old.bicubic).parent, (an_hour_ago, an_hour_ago))
+    handlers.delete_results(older_than=3000)
+    assert not Path(old.bicubic).exists() and Path(new.bicubic).exists()
+
+
 def test_a_deleted_result_says_so(handlers, tmp_path):
     run = begin(handlers, photo(tmp_path / "cat.png"))
     Path(run.bicubic).unlink()
@@ -304,7 +314,7 @@ def test_a_deleted_result_says_so(handlers, tmp_path):
 
 
 def test_nothing_happens_without_a_photo(handlers):
-    assert handlers.begin_again(None, app.ENLARGE, app.BICUBIC) == (gr.skip(),) * 7
+    assert handlers.begin_again(None, app.ENLARGE, app.BICUBIC) == (gr.skip(),) * 8
     assert enlarge(handlers, None) == gr.skip()
     assert handlers.present(None, app.BICUBIC) == (gr.skip(),) * 4
 
@@ -312,6 +322,7 @@ def test_nothing_happens_without_a_photo(handlers):
 def test_time_left_comes_from_the_speed_so_far():
     assert app._time_left(0, 0) == "Enlarging"
     assert app._time_left(0.25, 2) == "Enlarging, about 6 s left"
+    assert app._time_left(1, 8) == "Finishing"
     assert app._time_left(0.1, 60) == "Enlarging, about 9 min left"
 
 
@@ -560,3 +571,4 @@ app.launch(app.create_demo(Slow()))
             time.sleep(0.05)
         assert running.terminate() == 0
         assert open_image(job.result(10)).size == (96, 72)
+    assert list((tmp_path / "gradio").glob("results-*/*")) == []
