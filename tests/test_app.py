@@ -21,7 +21,14 @@ from PIL import Image
 
 import app
 from srgan import Upscaler, WeightsError, open_image
-from srgan.image import enlarge_bicubic, enlarge_nearest, save_image
+from srgan.image import (
+    default_max_bytes,
+    enlarge_bicubic,
+    enlarge_nearest,
+    save_image,
+    to_tensor,
+)
+from srgan.metrics import psnr_y
 
 
 def photo(path: Path, size=(24, 18), mode="RGB") -> str:
@@ -375,6 +382,16 @@ def test_examples_are_small_licensed_pictures():
         assert max(Image.open(path).size) <= 200
 
 
+def test_bundled_weights_enlarge_an_example(tmp_path):
+    handlers = app.Handlers(Upscaler("bundled"))
+    example = open_image(app.EXAMPLES["Coffee"])
+    piece = example.crop((60, 40, 124, 88))
+    save_image(piece, tmp_path / "cup.png")
+    result = open_image(asyncio.run(handlers.upscale(str(tmp_path / "cup.png"))))
+    # Another picture than bicubic's, but clearly the same thing.
+    assert 20 < psnr_y(to_tensor(result), to_tensor(enlarge_bicubic(piece))) < 50
+
+
 def test_broken_weights_are_one_line(monkeypatch):
     def broken(*args, **kwargs):
         raise WeightsError("weights/srgan-x4.safetensors is damaged.")
@@ -515,8 +532,6 @@ def test_missing_image_is_said(served):
 
 
 def test_oversized_upload_is_refused(served):
-    from srgan.image import default_max_bytes
-
     files = {"files": ("big.png", b"\0" * (default_max_bytes() + 1))}
     assert httpx.post(f"{served.url}/gradio_api/upload", files=files).status_code == 413
 
