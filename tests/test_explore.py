@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import explore
+from train import explore, figures, measure
 from train.explore import ExploreConfig
-from train.prepare import PrepareConfig, PrepareError, prepare
+from train.prepare import PrepareConfig, prepare
+from train.sources import PrepareError
 
 ROOT = Path(__file__).parent.parent
 FIGURES = {
@@ -99,8 +100,8 @@ def test_sizes_are_those_before_resizing(photos, tmp_path):
 
 
 def measured(dataset: Path, scratch: Path, workers: int = 1) -> tuple[list[tuple], list[str]]:
-    opened = explore.open_dataset(dataset, scratch, 10**6)
-    measures, failures = explore.measure_all(opened, workers)
+    opened = measure.open_dataset(dataset, scratch, 10**6)
+    measures, failures = measure.measure_all(opened, workers)
     return [(m.width, m.height, m.laplacian, m.fine) for m in measures], failures
 
 
@@ -188,20 +189,20 @@ def wave(cycles_a_pixel: float) -> np.ndarray:
 
 
 def test_fine_energy_is_what_lies_above_the_low_res_nyquist_frequency():
-    assert explore.fine_energy(wave(0.08)) < 0.01
-    assert explore.fine_energy(wave(0.2)) > 0.99
-    both = explore.fine_energy(wave(0.08) + wave(0.2))
+    assert measure.fine_energy(wave(0.08)) < 0.01
+    assert measure.fine_energy(wave(0.2)) > 0.99
+    both = measure.fine_energy(wave(0.08) + wave(0.2))
     assert both == pytest.approx(0.5, abs=0.02)
-    assert explore.fine_energy(np.full((64, 64), 7, np.float32)) == 0
+    assert measure.fine_energy(np.full((64, 64), 7, np.float32)) == 0
 
 
 def test_laplacian_variance_is_that_of_the_four_neighbour_kernel():
     luma = np.zeros((5, 5), np.float32)
     luma[2, 2] = 1
     expected = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]]).var()
-    assert explore.laplacian_variance(luma) == pytest.approx(expected)
+    assert measure.laplacian_variance(luma) == pytest.approx(expected)
     ramp = np.add.outer(np.arange(9.0), np.arange(9.0))
-    assert explore.laplacian_variance(ramp) == 0
+    assert measure.laplacian_variance(ramp) == 0
 
 
 def test_measures_grow_with_sharpness(tmp_path):
@@ -228,17 +229,17 @@ def test_measures_grow_with_sharpness(tmp_path):
     ],
 )
 def test_aspect_ratios_have_their_names(size, shape):
-    assert explore.shape_of(*size) == shape
+    assert measure.shape_of(*size) == shape
 
 
 def test_low_res_crop_shows_the_same_place():
     image = photo(1, 502, 375)
-    crop = explore.centre(image)
+    crop = measure.centre(image)
     left, top = (502 - 256) // 2 // 4 * 4, (375 - 256) // 2 // 4 * 4
     assert crop.tobytes() == image.crop((left, top, left + 256, top + 256)).tobytes()
     whole = image.crop((0, 0, 500, 372)).resize((125, 93), Image.Resampling.BICUBIC)
     expected = whole.crop((left // 4, top // 4, left // 4 + 64, top // 4 + 64))
-    low = explore.low_res(crop)
+    low = measure.low_res(crop)
     inner = (2, 2, 62, 62)  # the kernel sees beyond the crop at its border
     assert low.size == (64, 64)
     assert low.crop(inner).tobytes() == expected.crop(inner).tobytes()
@@ -246,7 +247,7 @@ def test_low_res_crop_shows_the_same_place():
 
 def test_grid_shows_every_image_with_its_pixels():
     images = [Image.new("RGB", (64, 64), (number, 0, 0)) for number in range(7)]
-    sheet = Image.open(io.BytesIO(explore.draw_grid(images)))
+    sheet = Image.open(io.BytesIO(figures.draw_grid(images)))
     assert sheet.size == (6 * 264 - 8, 2 * 264 - 8)
     centres = [
         sheet.getpixel((264 * (number % 6) + 128, 264 * (number // 6) + 128)) for number in range(7)

@@ -19,19 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train import prepare
-from train.prepare import (
-    FORMATS,
-    Duplicates,
-    Picture,
-    PrepareConfig,
-    PrepareError,
-    Rejected,
-    decode,
-    download,
-    list_sources,
-    look_of,
-)
+from train import prepare, sources
+from train.download import download
+from train.photos import FORMATS, Duplicates, Picture, Rejected, decode, look_of
+from train.prepare import PrepareConfig
+from train.sources import PrepareError, list_sources
 
 ROOT = Path(__file__).parent.parent
 
@@ -331,7 +323,7 @@ def test_damaged_zip_member_is_rejected_and_the_others_are_used(photos, tmp_path
 
 
 def test_zip_member_that_expands_without_end_is_not_expanded(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "MAX_FILE_BYTES", 10**6)
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 10**6)
     path = tmp_path / "photos.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
         target.writestr("a.png", encoded(photo(1)))

@@ -14,74 +14,45 @@ The same files give the same bytes, whatever the number of workers. A run that w
 whatever means, goes on where it was when the command is given again.
 """
 
-import bz2
 import errno
-import gzip
 import hashlib
-import http.client
 import io
 import json
 import logging
-import lzma
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import ssl
-import struct
 import sys
-import tarfile
-import threading
 import time
-import urllib.error
-import urllib.request
-import warnings
-import zipfile
-import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
+from PIL import Image
+
+from train.download import download
+from train.parallel import cores, map_in_order, progress
+from train.photos import Duplicates, Picture, Rejection, load_picture
+from train.sources import SUFFIXES, Entry, PrepareError, list_sources
 
 logger = logging.getLogger(__name__)
 
 # The same names as in train.data, which this module does not import: every worker process would
 # load torch.
 IMAGES_FILE = "images.bin"
+
 INDEX_FILE = "index.npy"
+
 MANIFEST_FILE = "manifest.json"
+
 JOURNAL_FILE = "journal.jsonl"
+
 SCRATCH = "scratch"
-
-#: Pillow's decoders that are let near the files; others run external programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-SUFFIXES += (".avif", ".heic", ".heif", ".ppm", ".pgm")
-MAX_FILE_BYTES = 2**29
-#: Mean difference of two thumbnails, in 8-bit levels, up to which they show the same picture.
-THUMBNAIL_TOLERANCE = 6.0
-
-try:  # HEIC is decoded where its library is installed, and rejected with a reason elsewhere
-    import pillow_heif
-except ImportError:
-    pass
-else:
-    pillow_heif.register_heif_opener()
-    FORMATS += ("HEIF",)
-
-
-class PrepareError(Exception):
-    """The dataset can't be made; the message is one line that says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,49 +213,6 @@ def _check_identity(now: dict[str, Any], then: dict[str, Any], out: Path) -> Non
         )
 
 
-# ------------------------------------------------------------------------------- sources
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An encoded image: some bytes of some file.
-
-    Attributes:
-        name: name of the source and path within it, with slashes.
-        path: the file.
-        offset: first byte; for a member of a zip archive, that of its local header.
-        size: encoded bytes.
-        member: set where the bytes are a member of a zip archive.
-    """
-
-    name: str
-    path: str
-    offset: int
-    size: int
-    member: zipfile.ZipInfo | None = None
-
-    def read(self) -> bytes:
-        """The encoded image.
-
-        Raises:
-            OSError, zipfile.BadZipFile, ValueError: it can't be read.
-        """
-        if self.size > MAX_FILE_BYTES:
-            raise ValueError(f"{self.size} bytes, the limit is {MAX_FILE_BYTES}")
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            if self.member is None:
-                return file.read(self.size)
-            if self.member.flag_bits & 1:
-                raise ValueError("encrypted")
-            # Opening the archive in every process would parse its whole directory there: seconds
-            # and 100 MB for one of 100 000 files. The local header says where the data begin.
-            name_length, extra_length = struct.unpack("<26x2H", file.read(30))
-            file.seek(name_length + extra_length, os.SEEK_CUR)
-            with zipfile.ZipExtFile(file, "r", self.member) as member:
-                return member.read(self.size)  # bounded, whatever the data expand to; checks CRC
-
-
 def fetch_source(source: str, config: PrepareConfig) -> list[Path]:
     """A source's folders and archives, downloaded where need be."""
     mirflickr = re.fullmatch(r"mirflickr(25k|:[\d,-]+)?", source)
@@ -316,428 +244,11 @@ def _parse_parts(text: str) -> list[int]:
     return sorted(parts)
 
 
-def list_sources(sources: Iterable[Path], scratch: Path) -> tuple[list[Entry], int]:
-    """Finds the image files.
-
-    Args:
-        sources: folders and archives.
-        scratch: folder for unpacked .tar.gz archives, in which nothing can be found at random;
-            made if needed, the caller deletes it after the last read.
-
-    Returns:
-        The images in the order of the sources and then of their names, and the number of files
-        that are none by their name.
-
-    Raises:
-        PrepareError: a source is not there, or not of a kind that can be read.
-    """
-    entries: list[Entry] = []
-    other_files = 0
-    labels: Counter[str] = Counter()
-    for number, source in enumerate(sources):
-        label = source.resolve().name
-        labels[label] += 1
-        if labels[label] > 1:
-            label += f"#{labels[label]}"
-        if source.is_dir():
-            found = _list_folder(source, label)
-        elif not source.exists():
-            raise PrepareError(f"{source} does not exist")
-        elif zipfile.is_zipfile(source):
-            found = _list_zip(source, label)
-        elif tarfile.is_tarfile(source):
-            found = _list_tar(source, label, scratch / f"{number}.tar")
-        else:
-            raise PrepareError(
-                f"{source} is no folder and no readable zip or tar archive; if it was downloaded, "
-                f"delete it and download it again"
-            )
-        images = []
-        for entry in found:
-            parts = entry.name.split("/")
-            if any(part.startswith(".") or part == "__MACOSX" for part in parts[1:]):
-                continue  # what file managers leave behind
-            if parts[-1].lower().endswith(SUFFIXES):
-                images.append(entry)
-            else:
-                other_files += 1
-        entries += sorted(images, key=lambda entry: entry.name)
-    return entries, other_files
-
-
-def _list_folder(folder: Path, label: str) -> Iterator[Entry]:
-    warn = partial(logger.warning, "left out: %s")
-    for parent, _, names in os.walk(folder, onerror=warn):
-        inner = Path(parent).relative_to(folder)
-        for name in names:
-            path = os.path.join(parent, name)
-            size = os.path.getsize(path) if os.path.exists(path) else 0  # a broken link
-            yield Entry(f"{label}/{(inner / name).as_posix()}", path, 0, size)
-
-
-def _list_zip(path: Path, label: str) -> Iterator[Entry]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if not member.is_dir():
-                    name = f"{label}/{member.filename}"
-                    yield Entry(name, str(path), member.header_offset, member.file_size, member)
-    except zipfile.BadZipFile as error:
-        raise PrepareError(f"{label} is damaged ({error}); download or copy it again") from error
-
-
-def _list_tar(path: Path, label: str, unpacked: Path) -> Iterator[Entry]:
-    openers = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-    with open(path, "rb") as file:
-        opener = openers.get(file.read(2))
-    try:
-        if opener:
-            logger.info("decompressing %s", path)
-            _decompress(path, opener, unpacked)
-            path = unpacked
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if member.isreg():
-                    name = f"{label}/{member.name.removeprefix('./')}"
-                    yield Entry(name, str(path), member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise PrepareError(f"{label} is damaged ({error}); download or copy it again") from error
-
-
-def _decompress(path: Path, opener: Callable[[Path], IO[bytes]], destination: Path) -> None:
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with opener(path) as source, open(destination, "wb") as target:
-            shutil.copyfileobj(source, target, 2**20)
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if getattr(error, "errno", None):  # the system's, not the decoder's
-            raise
-        raise tarfile.ReadError(str(error)) from error
-
-
 def _hash_of_listing(entries: Iterable[Entry]) -> str:
     digest = hashlib.sha256()
     for entry in entries:
         digest.update(f"{entry.name}\0{entry.size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-# ------------------------------------------------------------------------------- download
-
-
-class _Incomplete(Exception):
-    """The connection ended before the file did."""
-
-
-def download(url: str, destination: Path, *, attempts: int = 6, pause: float = 2.0) -> None:
-    """Fetches a large file, going on where an earlier attempt or run stopped.
-
-    The bytes go to `destination`.part, which is renamed when its size is the one the server
-    announced.
-
-    Args:
-        url: where it is.
-        destination: where it shall be.
-        attempts: without a byte gained in between, after which to give up.
-        pause: seconds before the second attempt; doubled for each further one.
-
-    Raises:
-        PrepareError: it can't be had; the message says why.
-    """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    part = destination.with_name(destination.name + ".part")
-    failures, most = 0, _size(part)
-    logger.info("downloading %s to %s", url, destination)
-    while True:
-        try:
-            _fetch(url, part)
-            break
-        except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code not in (408, 429):
-                raise PrepareError(
-                    f"{url}: the server says {error.code} {error.reason}; check the address "
-                    f"(--mirflickr-url)"
-                ) from error
-            problem: Exception = error
-        except (
-            _Incomplete,
-            urllib.error.URLError,
-            http.client.HTTPException,
-            ssl.SSLError,
-            ConnectionError,
-            TimeoutError,
-        ) as error:
-            problem = error
-        failures = 1 if _size(part) > most else failures + 1
-        most = max(most, _size(part))
-        if failures >= attempts:
-            raise PrepareError(
-                f"{url}: {problem} ({failures} attempts); {_size(part)} bytes are kept in {part}, "
-                f"the same command goes on from there"
-            ) from problem
-        wait = pause * 2 ** (failures - 1)
-        logger.warning("%s: %s; trying again in %g s", url, problem, wait)
-        time.sleep(wait)
-    part.replace(destination)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _fetch(url: str, part: Path) -> None:
-    """Appends what is missing to `part`; replaces it where the server can't send a part."""
-    have = _size(part)
-    request = urllib.request.Request(url, headers={"User-Agent": "srgan-x4 train.prepare"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
-            raise
-        # Nothing lies beyond what we have: it is all there, or not this file.
-        total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-        if total == str(have):
-            return
-        part.unlink()
-        raise _Incomplete(f"expected {total} bytes, got {have}; starting anew") from error
-    with response:
-        if response.status == 206:
-            total = int(response.headers["Content-Range"].rpartition("/")[2])
-        else:
-            have = 0
-            total = int(response.headers["Content-Length"] or 0)  # 0: not announced
-        free = shutil.disk_usage(part.parent).free
-        if total - have > free:
-            raise PrepareError(
-                f"{url} needs {total - have} bytes more in {part.parent}, {free} are free: make "
-                f"room or choose another folder with --downloads"
-            )
-        with (
-            open(part, "ab" if have else "wb") as file,
-            progress(total or None, have, part.stem, unit="B", unit_scale=True) as bar,
-        ):
-            while block := response.read(2**18):
-                file.write(block)
-                bar.update(len(block))
-    if total and _size(part) != total:
-        got = _size(part)
-        if got > total:
-            part.unlink()
-        raise _Incomplete(f"expected {total} bytes, got {got}")
-
-
-def progress(total: int | None, done: int, title: str, **options: Any) -> tqdm:
-    """A progress bar that starts at `done`; in a log file, a line now and then."""
-    interval = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(total=total, initial=done, desc=title, mininterval=interval, **options)
-
-
-# -------------------------------------------------------------------------------- images
-
-
-class Rejected(Exception):
-    """An image can't be used.
-
-    Args:
-        reason: one of a few, to be counted: "unreadable", "too small", "too large".
-        detail: what exactly.
-    """
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rejection:
-    """An image that is left out: `Rejected`, an "exact duplicate" or a "near duplicate"."""
-
-    name: str
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """What is known of an image that is kept.
-
-    Attributes:
-        name: as Entry.name.
-        sha256: of its packed bytes.
-        height, width: as packed.
-        original_height, original_width: before --size, upright.
-        look: `look_of` it, in hexadecimal.
-    """
-
-    name: str
-    sha256: str
-    height: int
-    width: int
-    original_height: int
-    original_width: int
-    look: str
-
-
-def load_picture(
-    entry: Entry, *, size: int | None, min_side: int, max_pixels: int
-) -> tuple[Picture | Rejection, bytes]:
-    """Does all that doesn't depend on the other images; runs in the worker processes.
-
-    Returns:
-        The picture and its packed bytes, or why it is left out and no bytes.
-    """
-    try:
-        image = decode(entry, min_side=min_side, max_pixels=max_pixels)
-    except Rejected as error:
-        return Rejection(name=entry.name, reason=error.reason, detail=error.detail), b""
-    look = look_of(image).hex()
-    width, height = image.size
-    if size:
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = image.tobytes()
-    picture = Picture(
-        name=entry.name,
-        sha256=hashlib.sha256(pixels).hexdigest(),
-        height=image.height,
-        width=image.width,
-        original_height=height,
-        original_width=width,
-        look=look,
-    )
-    return picture, pixels
-
-
-def decode(entry: Entry, *, min_side: int = 1, max_pixels: int) -> Image.Image:
-    """Decodes an image file in full.
-
-    Returns:
-        The first frame, upright, RGB, 8 bits.
-
-    Raises:
-        Rejected: it is unreadable, too small or too large.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # oddities of files; a training set has thousands
-            image = Image.open(io.BytesIO(entry.read()), formats=FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise Rejected("too large", f"{width}×{height}, more than {max_pixels} pixels")
-            if min(width, height) < min_side:
-                raise Rejected("too small", f"{width}×{height}, a side under {min_side}")
-            image.load()
-            return to_rgb(upright(image))
-    except (Rejected, MemoryError):
-        raise
-    except UnidentifiedImageError as error:  # its own text holds a memory address
-        raise Rejected("unreadable", "not an image of a known format") from error
-    except OSError as error:
-        raise Rejected("unreadable", error.strerror or str(error)) from error
-    except Exception as error:  # a damaged file can make a decoder raise anything
-        raise Rejected("unreadable", f"{type(error).__name__}: {error}") from error
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Applies the EXIF orientation, where there is EXIF that can be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow's parser raises anything; the pixels are good
-        return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode to 8-bit RGB.
-
-    16-bit grey is scaled, transparency laid over white, CMYK goes through its profile. The values
-    of RGB images stay what they are, whatever their profile, as when the network is used.
-
-    Raises:
-        ValueError: the pixels have no known range.
-    """
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        levels = np.asarray(image)
-        if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"pixels of mode {image.mode} without a known range")
-        levels = (levels.astype(np.uint32) * 255 + 32767) // 65535
-        image = Image.fromarray(levels.astype(np.uint8))
-    elif image.mode == "CMYK" and image.info.get("icc_profile"):
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
-        srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
-    elif image.has_transparency_data:
-        upper = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, upper)
-    return image.convert("RGB")
-
-
-def look_of(image: Image.Image) -> bytes:
-    """What near duplicates share: 64 signs of brightness differences, and a thumbnail.
-
-    Returns:
-        8 bytes, a bit for each neighbouring pair of cells in an 8 × 9 grid; then 192 bytes, RGB
-        of an 8 × 8 grid.
-    """
-    small = image.resize((72, 64), Image.Resampling.BOX)
-    grey = np.asarray(small.convert("L").resize((9, 8), Image.Resampling.BOX))
-    signs = grey[:, 1:] > grey[:, :-1]  # (8, 8)
-    return np.packbits(signs).tobytes() + small.resize((8, 8), Image.Resampling.BOX).tobytes()
-
-
-class Duplicates:
-    """Finds images that are the same as, or look like, an earlier one.
-
-    Each is compared with all before it, in one pass over an array of their hashes: 0.1 ms among
-    60 000.
-
-    Args:
-        bits: largest difference of near duplicates; None to look for exact ones only.
-    """
-
-    def __init__(self, bits: int | None):
-        self.bits = bits
-        self._exact: dict[tuple[str, int], str] = {}  # sha256 and height -> name
-        self._names: list[str] = []
-        self._hashes = np.empty(1024, np.uint64)  # of the names, and room for more
-        self._thumbnails = np.empty((1024, 192), np.uint8)
-
-    def find(self, picture: Picture) -> Rejection | None:
-        """Compares with all that were added; None where it is new."""
-        same = self._exact.get((picture.sha256, picture.height))
-        if same:
-            return Rejection(name=picture.name, reason="exact duplicate", detail=f"of {same}")
-        if self.bits is None:
-            return None
-        code, thumbnail = _parse_look(picture.look)
-        bits = np.bitwise_count(self._hashes[: len(self._names)] ^ code)
-        similar = np.flatnonzero(bits <= self.bits)
-        # Skies and backdrops have few signs to tell them apart: their colours decide.
-        difference = np.abs(self._thumbnails[similar].astype(np.int16) - thumbnail).mean(1)
-        similar = similar[difference <= THUMBNAIL_TOLERANCE]
-        if not len(similar):
-            return None
-        first = self._names[similar[0]]
-        return Rejection(name=picture.name, reason="near duplicate", detail=f"of {first}")
-
-    def add(self, picture: Picture) -> None:
-        """Remembers an image that is kept."""
-        number = len(self._names)
-        if number == len(self._hashes):
-            self._hashes = np.concatenate([self._hashes, np.empty_like(self._hashes)])
-            self._thumbnails = np.concatenate([self._thumbnails, np.empty_like(self._thumbnails)])
-        self._hashes[number], self._thumbnails[number] = _parse_look(picture.look)
-        self._names.append(picture.name)
-        self._exact[picture.sha256, picture.height] = picture.name
-
-
-def _parse_look(look: str) -> tuple[np.uint64, np.ndarray]:
-    return np.uint64(int(look[:16], 16)), np.frombuffer(bytes.fromhex(look[16:]), np.uint8)
-
-
-# ------------------------------------------------------------------------------- packing
 
 
 def _pack(
@@ -873,52 +384,6 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
         return json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-
-
-def map_in_order(
-    function: Callable[[Any], Any], items: Iterable[Any], workers: int
-) -> Iterator[Any]:
-    """Like `map`, in `workers` processes, with at most 2 × `workers` results waiting.
-
-    Raises:
-        PrepareError: a worker process died, or memory ran out.
-    """
-    if workers == 1:
-        yield from map(function, items)
-        return
-    context = multiprocessing.get_context("spawn")
-    pending: deque = deque()
-    try:
-        with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) == 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-    except (BrokenProcessPool, MemoryError) as error:
-        raise PrepareError(
-            "a worker process died or ran out of memory; lower --workers or --max-pixels and give "
-            "the same command again"
-        ) from error
-
-
-def _start_worker() -> None:
-    """Lets a worker process end with its parent, and only then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-
-    def follow() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def split_of(sha256: str, validation: float) -> int:
