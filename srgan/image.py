@@ -67,7 +67,7 @@ def _check_area(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"The image is too large: {width} × {height} is {width * height:,} pixels and the "
-            f"limit is {max_pixels:,}. Make it smaller, or raise SRGAN_MAX_PIXELS."
+            f"limit is {max_pixels:,} (SRGAN_MAX_PIXELS). Make it smaller."
         )
 
 
@@ -175,8 +175,7 @@ def _read(source: str | os.PathLike | bytes | BinaryIO, max_bytes: int) -> bytes
         raise ImageError("The file is empty.")
     if len(data) > max_bytes:
         raise ImageError(
-            f"The file is larger than the limit of {max_bytes / 1e6:g} MB. "
-            "Save the image smaller, or raise SRGAN_MAX_BYTES."
+            f"The file is larger than the limit of {max_bytes / 1e6:g} MB. Save the image smaller."
         )
     return data
 
