@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -65,6 +65,7 @@ class Weights:
         adversarial: whether `srgan` has been through the adversarial stage.
         detail: the recommended one, in [0, 1].
         evaluation: dataset -> network -> metric -> value, as `train.evaluate` measured it.
+        checksums: file of a weights folder -> sha256 in hexadecimal; empty for a single file.
         notices: what a user should know, in whole sentences.
     """
 
@@ -75,6 +76,7 @@ class Weights:
     adversarial: bool = True
     detail: float = 1.0
     evaluation: dict
+    checksums: dict[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
 
 
@@ -164,6 +166,7 @@ def _load_folder(folder: Path) -> Weights:
         adversarial=adversarial,
         detail=detail,
         evaluation=evaluation,
+        checksums=checksums,
         notices=() if adversarial else (_NOT_ADVERSARIAL,),
     )
 
@@ -327,7 +330,21 @@ def save_generator(
         name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()
     }
     header = {**(metadata or {}), "config": json.dumps(asdict(generator.config))}
-    _write(Path(path), save(state, header))
+    _write(Path(path), _sorted_metadata(save(state, header)))
+
+
+def _sorted_metadata(data: bytes) -> bytes:
+    """A safetensors file with its metadata in order, so that equal weights are equal bytes.
+
+    safetensors writes the entries in an order that changes from call to call. The file begins with
+    the length of its JSON header, in 8 bytes; offsets in the header count from its end.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def save_weights(

@@ -88,6 +88,14 @@ def test_weights_come_back_bit_for_bit(make_generator, tmp_path):
         assert file.metadata()["origin"] == "a test"
 
 
+def test_equal_weights_are_equal_bytes(make_generator, tmp_path):
+    generator = make_generator()
+    metadata = {name: name for name in "abcdefgh"}
+    for name in ("1", "2"):
+        save_generator(generator, tmp_path / name, metadata)
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
 def test_loaded_weights_do_not_depend_on_the_file(folder):
     generator = load_generator(folder / SRGAN_FILE)
     before = {name: value.clone() for name, value in generator.state_dict().items()}

@@ -101,7 +101,10 @@ def evaluate(config: EvaluateConfig) -> dict:
                 sheet.save(config.sheets / f"{folder.name}-{path.stem}.png")
     info = upscaler.info()
     return {
-        "weights": {key: info[key] for key in ("model", "source", "revision", "adversarial")},
+        "weights": {
+            **{key: info[key] for key in ("model", "source", "revision", "adversarial")},
+            "checksums": upscaler.weights.checksums,
+        },
         "device": info["device"],
         "versions": {**info["versions"], "numpy": version("numpy")},
         "evaluation": {name: _means(results) for name, results in images.items()},

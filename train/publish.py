@@ -84,7 +84,7 @@ def build(config: PublishConfig) -> None:
 
 def _read_evaluation(path: Path, files: dict) -> dict:
     results = json.loads(path.read_text(encoding="utf-8"))
-    if results["weights"]["files"] != files:
+    if results["weights"]["checksums"] != {name: file["sha256"] for name, file in files.items()}:
         raise ValueError(f"{path} was measured with other weights: run train.evaluate again")
     return results["evaluation"]
 
