@@ -106,8 +106,8 @@ class Generator(nn.Module):
         Channels 0–2 carry R, G, B: the stem passes them on, every residual branch starts at zero
         (gamma of its last BN), the up-convolutions hold the bilinear ×2 phases, the head picks
         them up. All other weights keep PyTorch's default initialisation.
-        A deviation from the paper in the start only; training from it needs about a tenth of the
-        steps to the same PSNR.
+        A deviation from the paper in the start only: it saves the many steps in which random
+        weights learn to enlarge at all.
         """
         delta = torch.eye(3)  # one filter for each of R, G, B
         stem = self.stem[0]
