@@ -17,7 +17,7 @@ from train.losses import (
     r1_penalty,
     relative_vgg_loss,
 )
-from train.metrics import feature_distance
+from train.metrics import feature_distances
 from train.vgg import LAYERS, VGG19, VGGError
 
 
@@ -144,11 +144,11 @@ def test_paper_loss_is_squared_error_of_scaled_features(vgg):
 
 def test_feature_distance_is_zero_only_for_equal_images(vgg):
     hr = torch.rand(1, 3, 32, 48)
-    assert feature_distance(vgg, hr, hr) == 0
     near, far = (hr + 0.02).clamp(0, 1), torch.rand_like(hr)
-    assert 0 < feature_distance(vgg, near, hr) < feature_distance(vgg, far, hr)
+    distances = feature_distances(vgg, [hr, near, far], hr)
+    assert 0 == distances[0] < distances[1] < distances[2]
 
 
 def test_feature_distance_refuses_different_sizes(vgg):
     with pytest.raises(ValueError, match="one size"):
-        feature_distance(vgg, torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 36))
+        feature_distances(vgg, [torch.rand(1, 3, 32, 32)], torch.rand(1, 3, 32, 36))

@@ -46,7 +46,7 @@ from train.losses import (
     r1_penalty,
     relative_vgg_loss,
 )
-from train.metrics import feature_distance
+from train.metrics import feature_distances
 from train.samples import add_samples
 from train.vgg import LAYERS, TORCHVISION, VGG19, VGGError
 
@@ -216,7 +216,7 @@ def adversarial(config: AdversarialConfig) -> float:
                 validation_pairs(average.module, validation_images, count=config.validation_images)
             )
             add_samples(writer, number, pairs)
-            distance = sum(feature_distance(vgg, sr, hr) for _, sr, hr in pairs) / len(pairs)
+            distance = sum(feature_distances(vgg, [sr], hr)[0] for _, sr, hr in pairs) / len(pairs)
             psnr = sum(psnr_y(sr, hr) for _, sr, hr in pairs) / len(pairs)
             return {"psnr_y": psnr, "vgg19": distance, "likeness": -distance}
 

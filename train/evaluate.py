@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from PIL import Image
 from tqdm import tqdm
@@ -32,7 +33,7 @@ from srgan.image import (
 )
 from srgan.metrics import psnr_y, ssim_y
 from srgan.upscaler import Upscaler
-from train.metrics import feature_distance
+from train.metrics import feature_distances
 from train.vgg import TORCHVISION, VGG19, VGGError
 
 logger = logging.getLogger(__name__)
@@ -91,9 +92,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         for path in tqdm(files, desc=folder.name, unit="image"):
             hr = crop_to_scale(open_image(path, max_pixels=MAX_PIXELS))
             results = dict(_enlarge(upscaler, shrink(hr)))
-            images[folder.name][path.name] = {
-                name: _measure(result, hr, vgg, upscaler.device) for name, result in results.items()
-            }
+            images[folder.name][path.name] = _measure(results, hr, vgg, upscaler.device)
             if config.sheets:
                 config.sheets.mkdir(parents=True, exist_ok=True)
                 pieces = [enlarge_nearest(shrink(hr)), *results.values(), hr]
@@ -118,11 +117,20 @@ def _enlarge(upscaler: Upscaler, lr: Image.Image) -> Iterator[tuple[str, Image.I
     yield "srgan", upscaler.upscale(lr, detail=1.0)
 
 
-def _measure(result: Image.Image, hr: Image.Image, vgg: VGG19 | None, device) -> dict[str, float]:
-    a, b = to_tensor(result), to_tensor(hr)
-    metrics = {"psnr_y": psnr_y(a, b), "ssim_y": ssim_y(a, b)}
+def _measure(
+    results: dict[str, Image.Image], hr: Image.Image, vgg: VGG19 | None, device: torch.device
+) -> dict[str, dict[str, float]]:
+    original = to_tensor(hr)
+    enlarged = {name: to_tensor(image) for name, image in results.items()}
+    metrics = {
+        name: {"psnr_y": psnr_y(sr, original), "ssim_y": ssim_y(sr, original)}
+        for name, sr in enlarged.items()
+    }
     if vgg is not None:
-        metrics["vgg19"] = feature_distance(vgg, a.to(device), b.to(device))
+        images = (sr.to(device) for sr in enlarged.values())
+        distances = feature_distances(vgg, images, original.to(device))
+        for name, distance in zip(enlarged, distances, strict=True):
+            metrics[name]["vgg19"] = distance
     return metrics
 
 

@@ -1,14 +1,17 @@
 """Measures of perceived likeness; PSNR and SSIM are in `srgan.metrics`."""
 
+from collections.abc import Iterable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from train.vgg import LAYERS, VGG19
 
 
 @torch.no_grad()
-def feature_distance(vgg: VGG19, sr: Tensor, hr: Tensor) -> float:
-    """Distance in VGG19's features, made like LPIPS but not calibrated on human judgement.
+def feature_distances(vgg: VGG19, images: Iterable[Tensor], hr: Tensor) -> list[float]:
+    """Distances in VGG19's features, made like LPIPS but not calibrated on human judgement.
 
     At each of relu1_2, relu2_2, relu3_4, relu4_4 and relu5_4 the feature vectors are scaled to
     length 1, their squared difference is summed over the channels and averaged over the image;
@@ -17,23 +20,28 @@ def feature_distance(vgg: VGG19, sr: Tensor, hr: Tensor) -> float:
 
     Args:
         vgg: on the device of the images.
-        sr: (1, 3, H, W) in [0, 1], at least 16 pixels a side.
-        hr: the original, of the same shape.
+        images: each (1, 3, H, W) in [0, 1].
+        hr: the original, of the same shape, at least 16 pixels a side.
 
     Returns:
-        At least 0, which is for equal images.
+        For each image at least 0, which is for one equal to the original.
 
     Raises:
         ValueError: the shapes differ or the images are too small.
     """
-    if sr.shape != hr.shape or min(sr.shape[2:]) < 16:
-        raise ValueError(
-            f"expected two images of one size of at least 16 pixels a side, "
-            f"got {tuple(sr.shape)} and {tuple(hr.shape)}"
-        )
-    total = 0.0
+    if min(hr.shape[2:]) < 16:
+        raise ValueError(f"images need at least 16 pixels a side, got {tuple(hr.shape)}")
     layers = tuple(LAYERS)
-    for a, b in zip(vgg(sr, layers), vgg(hr, layers), strict=True):
-        difference = torch.nn.functional.normalize(a) - torch.nn.functional.normalize(b)
-        total += difference.square().sum(1).mean().item()
-    return total / len(layers)
+    targets = [F.normalize(features) for features in vgg(hr, layers)]
+    distances = []
+    for image in images:
+        if image.shape != hr.shape:
+            raise ValueError(
+                f"expected images of one size, got {tuple(image.shape)} and {tuple(hr.shape)}"
+            )
+        errors = [
+            (F.normalize(features) - target).square_().sum(1).mean().item()
+            for features, target in zip(vgg(image, layers), targets, strict=True)
+        ]
+        distances.append(sum(errors) / len(errors))
+    return distances
