@@ -4,8 +4,9 @@
         --init runs/srresnet/srresnet-x4.safetensors --vgg vgg19.safetensors --minutes 60
     python -m train.adversarial paper …
 
-Ledig et al. 2017, §2.2 and §3.2. `paper` is their recipe; `ours` is what evaluated best. Every
-difference between the two is an option. The same command again resumes a run that was stopped.
+Ledig et al. 2017, §2.2 and §3.2. `paper` is their recipe; `ours` puts together what made later GANs
+better, and has not been trained to its end yet. Every difference between the two is an option. The
+same command again resumes a run that was stopped.
 """
 
 import logging

@@ -60,7 +60,7 @@ class EvaluateConfig:
     json: Path | None = None
     """Where to write the results."""
     sheets: Path | None = None
-    """Folder for comparison sheets: low-res, bicubic, SRResNet, SRGAN, original."""
+    """Folder for comparison sheets: low-res, bicubic, SRResNet, SRGAN if there is one, original."""
     sheet_crop: int = 160
     """Side of the pieces on the sheets in HR pixels."""
     device: str | None = None
@@ -114,7 +114,8 @@ def evaluate(config: EvaluateConfig) -> dict:
 def _enlarge(upscaler: Upscaler, lr: Image.Image) -> Iterator[tuple[str, Image.Image]]:
     yield "bicubic", enlarge_bicubic(lr)
     yield "srresnet", upscaler.upscale(lr, detail=0.0)
-    yield "srgan", upscaler.upscale(lr, detail=1.0)
+    if upscaler.weights.adversarial:  # else it is the same network
+        yield "srgan", upscaler.upscale(lr, detail=1.0)
 
 
 def _measure(

@@ -46,6 +46,8 @@ class PublishConfig:
     """The training data, for the card."""
     hardware: str = "not recorded"
     """The machine, for the card."""
+    notes: str = ""
+    """What else it takes to know how the weights came about, for the card."""
     license: str = "mit"
     """Of the weights."""
 
@@ -76,6 +78,7 @@ def build(config: PublishConfig) -> None:
     contents["training"] = {
         "data": config.data,
         "hardware": config.hardware,
+        "notes": config.notes,
         **{stage: _describe(folder) for stage, folder in runs.items()},
     }
     path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
@@ -152,6 +155,7 @@ def make_card(config: dict, license: str) -> ModelCard:
         for stage in ("srresnet", "srgan")
         if stage in training
     )
+    notes = f"\n- {training['notes']}" if training["notes"] else ""
     evaluation = table(config["evaluation"]) if config["evaluation"] else "Not measured yet."
     architecture = config["architecture"]
     return ModelCard(
@@ -191,7 +195,7 @@ implementation.
 
 - Data: {training["data"]}
 - Hardware: {training["hardware"]}
-{stages}
+{stages}{notes}
 
 LR crops are Pillow-equal bicubic reductions, rounded to 8 bits, of random crops, flipped and
 transposed at random. Adam, linear warm-up, cosine to zero; the weights are a moving average.
