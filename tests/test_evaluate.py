@@ -140,7 +140,14 @@ def test_weights_folder_round_trip_with_evaluation(tmp_path, dataset, runs):
         EvaluateConfig(datasets=[dataset], weights=str(tmp_path / "out"), vgg="none")
     )
     (tmp_path / "results.json").write_text(json.dumps(results))
-    build(PublishConfig(**options, evaluation=tmp_path / "results.json"))
+    Image.new("RGB", (80, 16)).save(tmp_path / "sheet.png")
+    build(
+        PublishConfig(
+            **options,
+            evaluation=tmp_path / "results.json",
+            comparison=tmp_path / "sheet.png",
+        )
+    )
 
     weights = load_weights(tmp_path / "out")
     assert weights.adversarial
@@ -149,6 +156,8 @@ def test_weights_folder_round_trip_with_evaluation(tmp_path, dataset, runs):
     text = (tmp_path / "out" / CARD_FILE).read_text(encoding="utf-8")
     assert table(results["evaluation"]) in text
     assert "1,234 steps in 10 minutes" in text
+    assert "](comparison.png)" in text
+    assert (tmp_path / "out" / "comparison.png").exists()
     assert "secret" not in text + (tmp_path / "out" / CONFIG_FILE).read_text()
     card = ModelCard(text)
     assert card.data.license == "mit"

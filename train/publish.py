@@ -11,6 +11,7 @@ weights are those of SRResNet, and config and card say so.
 """
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from train import loop
 from train.evaluate import table
 
 CARD_FILE = "README.md"
+COMPARISON_FILE = "comparison.png"
 #: Settings that say nothing about the weights.
 _INCIDENTAL = {"data", "out", "init", "vgg", "device", "validate_every", "validation_images"}
 
@@ -42,6 +44,8 @@ class PublishConfig:
     """Recommended detail, in [0, 1]."""
     evaluation: Path | None = None
     """What train.evaluate --json wrote for these very weights."""
+    comparison: Path | None = None
+    """A sheet made by train.evaluate --sheets, for the card."""
     data: str = "not recorded"
     """The training data, for the card."""
     hardware: str = "not recorded"
@@ -82,7 +86,10 @@ def build(config: PublishConfig) -> None:
         **{stage: _describe(folder) for stage, folder in runs.items()},
     }
     path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
-    make_card(contents, config.license).save(config.out / CARD_FILE)
+    if config.comparison:
+        shutil.copyfile(config.comparison, config.out / COMPARISON_FILE)
+    picture = COMPARISON_FILE if (config.out / COMPARISON_FILE).exists() else None
+    make_card(contents, config.license, picture).save(config.out / CARD_FILE)
 
 
 def _read_evaluation(path: Path, files: dict) -> dict:
@@ -104,12 +111,13 @@ def _describe(folder: Path) -> dict:
     return {"steps": last["step"], "seconds": last["seconds"], "settings": kept}
 
 
-def make_card(config: dict, license: str) -> ModelCard:
+def make_card(config: dict, license: str, picture: str | None = None) -> ModelCard:
     """The model card of a weights folder.
 
     Args:
         config: the folder's `config.json`.
         license: of the weights, as the Hub names it.
+        picture: file in the folder that compares low-res, results and original.
     """
     labels = {"bicubic": "bicubic", "srresnet": "SRResNet", "srgan": "SRGAN"}
     names = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "vgg19": "VGG19 feature distance"}
@@ -155,6 +163,7 @@ def make_card(config: dict, license: str) -> ModelCard:
         for stage in ("srresnet", "srgan")
         if stage in training
     )
+    shown = f"\n![Low-res, bicubic, network, original]({picture})\n" if picture else ""
     notes = f"\n- {training['notes']}" if training["notes"] else ""
     evaluation = table(config["evaluation"]) if config["evaluation"] else "Not measured yet."
     architecture = config["architecture"]
@@ -171,7 +180,7 @@ Network"](https://arxiv.org/abs/1609.04802): {architecture["blocks"]} residual b
 {architecture["channels"]} channels, as safetensors with their sha256 in `{CONFIG_FILE}`.
 
 {state}
-
+{shown}
 ## Use
 
 ```python
