@@ -175,7 +175,8 @@ def _read(source: str | os.PathLike | bytes | BinaryIO, max_bytes: int) -> bytes
         raise ImageError("The file is empty.")
     if len(data) > max_bytes:
         raise ImageError(
-            f"The file is larger than the limit of {max_bytes / 1e6:g} MB. Save the image smaller."
+            f"The file is larger than the limit of {max_bytes / 1e6:g} MB (SRGAN_MAX_BYTES). "
+            "Save the image smaller."
         )
     return data
 

@@ -204,7 +204,9 @@ def test_no_warning_of_pillow_gets_out():
 def test_pixel_limit_is_exact_and_named():
     data = encoded(Image.new("L", (30, 20)), "PNG")
     assert open_image(data, max_pixels=600).size == (30, 20)
-    with pytest.raises(ImageError, match=r"30 × 20 is 600 pixels and the limit is 599\. Make"):
+    with pytest.raises(
+        ImageError, match=r"30 × 20 is 600 pixels and the limit is 599 \(SRGAN_MAX_PIXELS\)\. Make"
+    ):
         open_image(data, max_pixels=599)
 
 

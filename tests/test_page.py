@@ -203,7 +203,8 @@ def test_stop_leaves_the_bicubic_result(page, tmp_path):
     left, right = halves(page)
     assert left == right
     assert "bicubic on both halves" in page.inner_text("#status")
-    assert page.is_hidden("#stop") and page.is_visible("#again")
+    page.wait_for_selector("#stop", state="hidden", timeout=5000)  # buttons fade
+    page.wait_for_selector("#again", state="visible", timeout=5000)
 
 
 def test_another_photo_may_come_during_a_run(page, cat, tmp_path):
