@@ -682,9 +682,17 @@ class Page:
                     api_visibility="private",
                 )
             )
+        # A stopped run and the newest one may end at nearly the same time: both are presented, and
+        # in order, so that what stays is the newest.
+        in_order = {
+            "trigger_mode": "multiple",
+            **hidden,
+            "concurrency_id": "in order",
+            "concurrency_limit": 1,
+        }
         for finished in runs:
-            finished.success(handlers.present, [self.run, self.left], shown, **at_once).then(
-                handlers.download, [self.run, self.file_format], self.download, **at_once
+            finished.success(handlers.present, [self.run, self.left], shown, **in_order).then(
+                handlers.download, [self.run, self.file_format], self.download, **in_order
             )
         self.stop.click(handlers.stop, cancels=runs, **at_once)
         self.left.input(
