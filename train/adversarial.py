@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from srgan.errors import SRGANError
 from srgan.metrics import psnr_y
-from srgan.weights import SRGAN_FILE, load_generator, save_generator
+from srgan.weights import SRGAN_FILE, SRGAN_STAGE, load_generator, save_generator
 from train.checkpoint import CheckpointError
 from train.discriminator import Discriminator
 from train.loop import (
@@ -222,7 +222,7 @@ def adversarial(config: AdversarialConfig) -> float:
             return {"psnr_y": psnr, "vgg19": distance, "likeness": -distance}
 
         def save_best(number: int) -> None:
-            metadata = {"stage": "srgan", "step": str(number)}
+            metadata = {"stage": SRGAN_STAGE, "step": str(number)}
             save_generator(average.module, config.out / SRGAN_FILE, metadata)
 
         return -run(

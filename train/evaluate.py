@@ -44,6 +44,8 @@ PAPER = {
     "Set14": {"bicubic": (25.99, 0.7486), "srresnet": (28.49, 0.8184), "srgan": (26.02, 0.7397)},
     "BSD100": {"bicubic": (25.94, 0.6935), "srresnet": (27.58, 0.7620), "srgan": (25.16, 0.6688)},
 }
+#: Name of a network in the results -> in tables and on the card.
+LABELS = {"bicubic": "bicubic", "srresnet": "SRResNet", "srgan": "SRGAN"}
 MAX_PIXELS = 2**26  # of a benchmark image; the limits on users' photos don't apply
 
 
@@ -176,14 +178,13 @@ def table(evaluation: dict[str, dict[str, dict[str, float]]]) -> str:
         "| dataset | network | PSNR-Y | SSIM-Y | VGG19 distance | paper's PSNR | paper's SSIM |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    labels = {"bicubic": "bicubic", "srresnet": "SRResNet", "srgan": "SRGAN"}
     for dataset, networks in evaluation.items():
         for network, metrics in networks.items():
             distance = f"{metrics['vgg19']:.4f}" if "vgg19" in metrics else "–"
             psnr, ssim = PAPER.get(dataset, {}).get(network, (None, None))
             paper = f"{psnr:.2f} | {ssim:.4f}" if psnr else "– | –"
             lines.append(
-                f"| {dataset} | {labels[network]} | {metrics['psnr_y']:.2f} "
+                f"| {dataset} | {LABELS[network]} | {metrics['psnr_y']:.2f} "
                 f"| {metrics['ssim_y']:.4f} | {distance} | {paper} |"
             )
     return "\n".join(lines)

@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from srgan.errors import SRGANError
 from srgan.generator import Generator, GeneratorConfig
 from srgan.metrics import psnr_y
-from srgan.weights import SRRESNET_FILE, load_generator, save_generator
+from srgan.weights import SRRESNET_FILE, SRRESNET_STAGE, load_generator, save_generator
 from train.checkpoint import CheckpointError
 from train.data import CropSampler
 from train.loop import (
@@ -114,7 +114,7 @@ def pretrain(config: PretrainConfig) -> float:
             return {"psnr_y": sum(psnr_y(sr, hr) for _, sr, hr in pairs) / len(pairs)}
 
         def save_best(number: int) -> None:
-            metadata = {"stage": "srresnet", "step": str(number)}
+            metadata = {"stage": SRRESNET_STAGE, "step": str(number)}
             save_generator(average.module, config.out / SRRESNET_FILE, metadata)
 
         return run(

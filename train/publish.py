@@ -22,7 +22,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from srgan.errors import SRGANError
 from srgan.weights import CONFIG_FILE, SRGAN_FILE, SRRESNET_FILE, load_generator, save_weights
 from train import loop
-from train.evaluate import table
+from train.evaluate import LABELS, table
 
 CARD_FILE = "README.md"
 COMPARISON_FILE = "comparison.png"
@@ -119,14 +119,13 @@ def make_card(config: dict, license: str, picture: str | None = None) -> ModelCa
         license: of the weights, as the Hub names it.
         picture: file in the folder that compares low-res, results and original.
     """
-    labels = {"bicubic": "bicubic", "srresnet": "SRResNet", "srgan": "SRGAN"}
     names = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "vgg19": "VGG19 feature distance"}
     results = [
         EvalResult(
             task_type="image-to-image",
             task_name="×4 super-resolution",
             dataset_type=dataset.lower(),
-            dataset_name=f"{dataset}, {labels[network]}",
+            dataset_name=f"{dataset}, {LABELS[network]}",
             metric_type=metric,
             metric_name=names[metric],
             metric_value=round(value, 4),
@@ -157,7 +156,7 @@ def make_card(config: dict, license: str, picture: str | None = None) -> ModelCa
         )
     training = config["training"]
     stages = "\n".join(
-        f"- {labels[stage]}: {training[stage]['steps']:,} steps in "
+        f"- {LABELS[stage]}: {training[stage]['steps']:,} steps in "
         f"{training[stage]['seconds'] / 60:.0f} minutes, with "
         + ", ".join(f"{k} {v}" for k, v in training[stage]["settings"].items() if v is not None)
         for stage in ("srresnet", "srgan")
