@@ -10,6 +10,7 @@ import asyncio
 import html
 import importlib.util
 import logging
+import math
 import os
 import re
 import secrets
@@ -83,8 +84,8 @@ READABLE = {
 QUEUE_SIZE = 32
 #: Seconds that a running image is given to finish after SIGTERM.
 GRACE = 60
-#: On ZeroGPU the network runs in another process, which can't report progress to this one.
-ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
+#: Whether this Space is lent a GPU for each image, which another process then enlarges.
+ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 logger = logging.getLogger("app")
 Report = Callable[[float], None]  # the share of the work that is done, in [0, 1]
@@ -135,7 +136,7 @@ class Handlers:
 
     def __init__(self, upscaler: Upscaler):
         self.upscaler = upscaler
-        self._network = _on_gpu(upscaler.upscale)
+        self._network = _on_zero_gpu(upscaler) if ZERO_GPU else upscaler.upscale
         self._worker = threading.Lock()  # one image at a time, also while a stopped one winds up
         self._closing = False
         self._examples: dict[tuple[str, str], tuple[Image.Image, float]] = {}
@@ -403,7 +404,7 @@ class Handlers:
                 raise SRGANError("The server is being restarted. Please try again in a minute.")
             report(0.0)
             started = time.perf_counter()
-            sr = self._network(image, detail, None if ZERO_GPU else report)
+            sr = self._network(image, detail, *(() if ZERO_GPU else (report,)))
             return sr, time.perf_counter() - started
 
     def _left_half(self, run: Run, left: str) -> str:
@@ -504,9 +505,22 @@ def _errors_as_gradio() -> Iterator[None]:
         ) from error
 
 
-def _on_gpu(function: Callable[..., T]) -> Callable[..., T]:
-    """Asks ZeroGPU for a GPU around the function; elsewhere the function itself."""
-    return spaces.GPU(function) if spaces else function
+def _on_zero_gpu(upscaler: Upscaler) -> Callable[..., Image.Image]:
+    """`upscaler.upscale` without progress, in the process to which ZeroGPU lends a GPU.
+
+    Arguments and result are pickled; of exceptions only Gradio's own keep their text.
+    """
+
+    def upscale(image: Image.Image, detail: float | None) -> Image.Image:
+        with _errors_as_gradio():
+            return upscaler.upscale(image, detail)
+
+    return spaces.GPU(upscale, duration=_seconds_on_zero_gpu)
+
+
+def _seconds_on_zero_gpu(image: Image.Image, detail: float | None) -> int:
+    """What to ask for: a visitor's quota must cover it, though only what is used is taken off."""
+    return math.ceil(10 + 10 * image.width * image.height / 1e6)
 
 
 def _given(path: str | None) -> str:

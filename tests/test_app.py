@@ -5,6 +5,7 @@ import base64
 import inspect
 import json
 import os
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from srgan import Upscaler, WeightsError, open_image
+from srgan import ImageError, Upscaler, WeightsError, open_image
 from srgan.image import (
     default_max_bytes,
     enlarge_bicubic,
@@ -390,6 +391,57 @@ def test_bundled_weights_enlarge_an_example(tmp_path):
     result = open_image(asyncio.run(handlers.upscale(str(tmp_path / "cup.png"))))
     # Another picture than bicubic's, but clearly the same thing.
     assert 20 < psnr_y(to_tensor(result), to_tensor(enlarge_bicubic(piece))) < 50
+
+
+class LentGPU:
+    """What ZeroGPU's `spaces.GPU` does to a function: all that goes in or out is pickled, and of
+    exceptions only `gr.Error` survives as such."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def GPU(self, task, duration):
+        def lent(*args):
+            self.seconds.append(duration(*args))
+            try:
+                return pickle.loads(pickle.dumps(task(*pickle.loads(pickle.dumps(args)))))
+            except gr.Error as error:
+                raise pickle.loads(pickle.dumps(error)) from None
+            except Exception as error:
+                raise gr.Error(type(error).__name__) from None
+
+        return lent
+
+
+@pytest.fixture
+def lent_gpu(monkeypatch) -> LentGPU:
+    lent = LentGPU()
+    monkeypatch.setattr(app, "ZERO_GPU", True)
+    monkeypatch.setattr(app, "spaces", lent)
+    return lent
+
+
+def test_zero_gpu_gives_the_same_pixels(lent_gpu, upscaler, tmp_path):
+    handlers = app.Handlers(upscaler)
+    path = photo(tmp_path / "cat.png")
+    result = asyncio.run(handlers.upscale(path, 0.25))
+    assert same_pixels(result, upscaler.upscale(open_image(path), 0.25))
+    assert lent_gpu.seconds == [11]
+
+
+def test_zero_gpu_is_asked_for_longer_the_more_pixels_there_are(lent_gpu):
+    small, large = Image.new("1", (1000, 1000)), Image.new("1", (2000, 1000))
+    assert app._seconds_on_zero_gpu(large, 1.0) - app._seconds_on_zero_gpu(small, 1.0) == 10
+
+
+def test_zero_gpu_passes_on_what_is_wrong(lent_gpu, upscaler, tmp_path, monkeypatch):
+    def upscale(image, detail=None, progress=None):
+        raise ImageError("Not enough memory on cuda.")
+
+    monkeypatch.setattr(upscaler, "upscale", upscale)
+    handlers = app.Handlers(upscaler)
+    with pytest.raises(gr.Error, match="Not enough memory on cuda"):
+        asyncio.run(handlers.upscale(photo(tmp_path / "cat.png")))
 
 
 def test_broken_weights_are_one_line(monkeypatch):
