@@ -147,9 +147,19 @@ def test_diverged_run_stops_with_its_cause_and_keeps_the_checkpoint(tmp_path, se
     assert (tmp_path / LAST_FILE).read_bytes() == spoilt != good
 
 
-def test_unknown_layer_is_refused(tmp_path, settings):
-    with pytest.raises(ValueError, match="relu9_9"):
-        AdversarialConfig(**settings, out=tmp_path, steps=2, perceptual_layers={"relu9_9": 1.0})
+@pytest.mark.parametrize(
+    "layers, reason",
+    [
+        ({"relu9_9": 1.0}, "relu9_9"),
+        ({"relu1_2": 1.0, "relu2_2": -1.0}, "at least 0"),
+        ({"relu1_2": 0.0}, "not all of them 0"),
+        ({}, "not all of them 0"),
+    ],
+)
+def test_layers_that_make_no_loss_are_refused(tmp_path, settings, layers, reason):
+    settings = {**settings, "perceptual_layers": layers}
+    with pytest.raises(ValueError, match=reason):
+        AdversarialConfig(**settings, out=tmp_path, steps=2)
 
 
 def test_command_line_fails_with_one_line(tmp_path, settings):

@@ -135,6 +135,15 @@ def test_vgg_losses_are_zero_for_equal_images_and_have_gradients_through_sr(vgg)
         assert gradient.abs().max() > 0
 
 
+def test_layers_without_weight_are_not_computed(vgg, monkeypatch):
+    sr, hr = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+    expected = relative_vgg_loss(vgg, sr, hr, {"relu2_2": 2.0})
+    deep = vgg.features[LAYERS["relu2_2"] + 1]
+    monkeypatch.setattr(deep, "forward", lambda x: pytest.fail("a layer above was computed"))
+    weights = {"relu1_2": 0.0, "relu2_2": 2.0, "relu5_4": 0.0}
+    assert relative_vgg_loss(vgg, sr, hr, weights) == expected
+
+
 def test_paper_loss_is_squared_error_of_scaled_features(vgg):
     sr, hr = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
     (a,), (b,) = vgg(sr, ("relu5_4",)), vgg(hr, ("relu5_4",))

@@ -77,7 +77,8 @@ class AdversarialConfig(TrainingConfig):
     perceptual_weight: float = 1.0
     """Weight of the VGG loss."""
     perceptual_layers: dict[str, float] = field(default_factory=lambda: dict(REAL_ESRGAN_LAYERS))
-    """Layers of the relative VGG loss and their weights (Wang et al. 2021, Real-ESRGAN)."""
+    """Layers of the relative VGG loss and their weights (Wang et al. 2021, Real-ESRGAN); those
+    above the last layer with a weight are not computed."""
     pixel_weight: float = 0.5
     """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
     adversarial_weight: float = 1e-2
@@ -98,10 +99,13 @@ class AdversarialConfig(TrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         unknown = self.perceptual_layers.keys() - LAYERS.keys()
-        if unknown or not self.perceptual_layers:
+        if unknown:
             raise ValueError(
                 f"perceptual_layers must be some of {', '.join(LAYERS)}, got {', '.join(unknown)}"
             )
+        weights = self.perceptual_layers.values()
+        if min(weights, default=0) < 0 or not sum(weights) > 0:
+            raise ValueError("perceptual_layers must have weights of at least 0, not all of them 0")
 
 
 @dataclass(frozen=True, kw_only=True)

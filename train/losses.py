@@ -37,12 +37,12 @@ def relative_vgg_loss(vgg: VGG19, sr: Tensor, hr: Tensor, weights: Mapping[str, 
 
     Args:
         sr, hr: (N, 3, H, W) in [0, 1].
-        weights: layer of `train.vgg.LAYERS` -> weight.
+        weights: layer of `train.vgg.LAYERS` -> weight, at least 0 and not all 0.
 
     Returns:
         The weighted mean over the layers: 0 for equal images, about 1 for unrelated ones.
     """
-    layers = tuple(weights)
+    layers = tuple(name for name, weight in weights.items() if weight)
     with torch.no_grad():
         targets = vgg(hr, layers)
     total = sr.new_zeros(())
