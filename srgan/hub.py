@@ -1,6 +1,7 @@
 """Files of a Hugging Face Hub repository, within seconds or not at all."""
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,8 @@ from srgan.errors import WeightsError
 HUB_PATIENCE = 5.0
 #: Seconds that a Hub which does answer may take for the files.
 DOWNLOAD_PATIENCE = 600.0
+#: `user/repo` or `user/repo@revision`, at a branch, tag or commit.
+HUB_SPEC = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 
 T = TypeVar("T")
 
@@ -77,7 +80,7 @@ def fetch_files(
     except HFValidationError as exc:
         raise WeightsError(f"{repository} can't be the name of a Hub repository: {exc}") from exc
     except Exception as exc:  # the client's transport errors share no base class between releases
-        reason = _reason(exc, revision)
+        reason = explain(exc, revision)
         folder = cached()
         if folder is None:
             error = NotOnHubError if isinstance(exc, RepositoryNotFoundError) else WeightsError
@@ -118,9 +121,10 @@ def within(seconds: float, function: Callable[[], T]) -> T:
     return value
 
 
-def _reason(exc: Exception, revision: str | None) -> str:
+def explain(exc: Exception, revision: str | None) -> str:
     """What the Hub's client meant, in a few words and without a full stop."""
     from huggingface_hub.errors import (
+        HfHubHTTPError,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -132,5 +136,7 @@ def _reason(exc: Exception, revision: str | None) -> str:
         return f"it has no revision {revision!r}"
     if isinstance(exc, RemoteEntryNotFoundError):
         return f"a file is missing there ({exc.response.url})"
+    if isinstance(exc, HfHubHTTPError) and exc.response.status_code == 401:
+        return "the token in HF_TOKEN, or else that of `hf auth login`, is not valid"
     lines = str(exc).strip().splitlines()
     return lines[0].rstrip(".: ") if lines else type(exc).__name__

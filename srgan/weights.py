@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from srgan.errors import WeightsError
 from srgan.generator import SCALE, Generator, GeneratorConfig
-from srgan.hub import NotOnHubError, fetch_files, forget_files
+from srgan.hub import HUB_SPEC, NotOnHubError, fetch_files, forget_files
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,6 @@ SPACE_REPOSITORY = "srgan-x4"
 #: `stage` in the metadata of a file: the last training that the network has been through.
 SRRESNET_STAGE, SRGAN_STAGE = "srresnet", "srgan"
 
-_HUB_SPEC = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 _NOT_ADVERSARIAL = (
     "These weights have not been through the adversarial stage: SRGAN here is SRResNet, "
     "sharp but without invented texture, and detail has no effect."
@@ -122,7 +120,7 @@ def _load(spec: str, *, hurry: bool) -> Weights:
         return _load_folder(Path(path))
     if os.path.isfile(path):
         return _load_file(Path(path))
-    match = _HUB_SPEC.fullmatch(spec)
+    match = HUB_SPEC.fullmatch(spec)
     if match is None or spec.endswith(".safetensors"):
         raise WeightsError(
             f"No weights at {spec!r}. Expected 'bundled', a weights folder, a .safetensors file, "

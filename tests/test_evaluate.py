@@ -17,7 +17,7 @@ from srgan.metrics import psnr_y, ssim_y
 from srgan.weights import CONFIG_FILE, SRGAN_FILE, SRRESNET_FILE, save_generator
 from train import loop
 from train.evaluate import PAPER, EvaluateConfig, evaluate, table
-from train.publish import CARD_FILE, PublishConfig, build
+from train.publish import CARD_FILE, BuildConfig, build
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,14 +135,14 @@ def test_weights_folder_round_trip_with_evaluation(tmp_path, dataset, runs):
         "srgan": runs / "srgan",
         "detail": 0.8,
     }
-    build(PublishConfig(**options))
+    build(BuildConfig(**options))
     results = evaluate(
         EvaluateConfig(datasets=[dataset], weights=str(tmp_path / "out"), vgg="none")
     )
     (tmp_path / "results.json").write_text(json.dumps(results))
     Image.new("RGB", (80, 16)).save(tmp_path / "sheet.png")
     build(
-        PublishConfig(
+        BuildConfig(
             **options,
             evaluation=tmp_path / "results.json",
             comparison=tmp_path / "sheet.png",
@@ -166,7 +166,7 @@ def test_weights_folder_round_trip_with_evaluation(tmp_path, dataset, runs):
 
 
 def test_without_the_adversarial_stage_config_and_card_say_so(tmp_path, runs):
-    build(PublishConfig(out=tmp_path / "out", srresnet=runs / "srresnet"))
+    build(BuildConfig(out=tmp_path / "out", srresnet=runs / "srresnet"))
     weights = load_weights(tmp_path / "out")
     assert not weights.adversarial
     assert "adversarial stage" in weights.notices[0]
@@ -176,14 +176,14 @@ def test_without_the_adversarial_stage_config_and_card_say_so(tmp_path, runs):
 
 
 def test_evaluation_of_other_weights_is_refused(tmp_path, dataset, runs):
-    build(PublishConfig(out=tmp_path / "out", srresnet=runs / "srresnet"))
+    build(BuildConfig(out=tmp_path / "out", srresnet=runs / "srresnet"))
     results = evaluate(
         EvaluateConfig(datasets=[dataset], weights=str(tmp_path / "out"), vgg="none")
     )
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(ValueError, match="other weights"):
         build(
-            PublishConfig(
+            BuildConfig(
                 out=tmp_path / "out",
                 srresnet=runs / "srresnet",
                 srgan=runs / "srgan",

@@ -21,8 +21,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from srgan.generator import SCALE, Generator, InferenceGenerator, fold
+from srgan.hub import HUB_SPEC
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
 from train.data import CropSampler, PackedImages, degrade, load_packed
+from train.push import BackgroundPush
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +73,17 @@ class TrainingConfig:
     """Of the convolutions; auto is bf16 where the hardware multiplies in it."""
     compile: bool = False
     """torch.compile the generator."""
+    push_to: str | None = None
+    """Hub repository, user/repo or user/repo@branch, that the best weights so far, the settings and
+    the log go to, as runs/NAME-OF-OUT. A new one becomes private. A Hub that fails is a warning."""
+    push_every: float | None = None
+    """Minutes between two uploads at least; each follows a validation. Without it there is one, at
+    the end."""
 
     def __post_init__(self):
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either --steps or --minutes")
-        for name in ("steps", "minutes", "learning_rate", "clip"):
+        for name in ("steps", "minutes", "learning_rate", "clip", "push_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -84,6 +92,10 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        if self.push_to and not HUB_SPEC.fullmatch(self.push_to):
+            raise ValueError(f"push_to must be user/repo or user/repo@branch, got {self.push_to!r}")
+        if self.push_every and not self.push_to:
+            raise ValueError("push_every needs push_to")
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the training that is done, 1 or more when it is over."""
@@ -115,6 +127,11 @@ class World:
         # Buffers (statistics of BN) are each process's own, or fixed.
         return DistributedDataParallel(module, broadcast_buffers=False)
 
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the values of all processes, with gradients to all of them."""
+        mean = values.mean()
+        return mean if self.size == 1 else _MeanOfProcesses.apply(mean)
+
     def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
         """The main process's clock, and whether any process wants to stop."""
         if self.size == 1:
@@ -122,6 +139,18 @@ class World:
         votes = torch.tensor([seconds if self.main else 0.0, float(stop)], device=self.device)
         dist.all_reduce(votes)
         return votes[0].item(), votes[1].item() > 0
+
+
+class _MeanOfProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value / dist.get_world_size()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _MeanOfProcesses.apply(gradient)
 
 
 @contextlib.contextmanager
@@ -340,6 +369,10 @@ def run(
         return entry
 
     with contextlib.ExitStack() as stack:
+        background = None
+        if world.main and config.push_to:
+            background = BackgroundPush(config.push_to, config.push_every)
+            stack.callback(lambda: background.finish(_results(config.out)))
         stop = stack.enter_context(_StopOnSignal())
         if world.main:
             config.out.mkdir(parents=True, exist_ok=True)
@@ -357,6 +390,8 @@ def run(
                 if world.main:
                     entry = close_period(writer, rate)
                     bar.set_postfix({score: f"{entry[score]:.3f}", "best": f"{best:.3f}"})
+                    if background:
+                        background.offer(_results(config.out))
                 logged.clear()
             if finished:
                 return best
@@ -374,6 +409,12 @@ def run(
                 bar.total = round(done / max(config.progress(done, seconds()), 1e-9))
             if bar.format_dict["rate"]:
                 bar.set_description(f"{config.batch * bar.format_dict['rate']:.0f} images/s", False)
+
+
+def _results(out: Path) -> dict[str, Path]:
+    """What of a run's folder goes to the Hub: path there -> file here."""
+    files = [*sorted(out.glob("*.safetensors")), out / CONFIG_FILE, out / LOG_FILE]
+    return {f"runs/{out.resolve().name}/{file.name}": file for file in files if file.exists()}
 
 
 def _mean(entries: list[dict[str, Tensor]], name: str) -> float:

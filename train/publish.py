@@ -1,13 +1,16 @@
-"""Makes a weights folder with its model card, ready for the Hub, from finished runs.
+"""Makes a weights folder with its model card from finished runs, and puts it on the Hub.
 
-    python -m train.publish --out weights --srresnet runs/srresnet --srgan runs/srgan \\
+    python -m train.publish build --out weights --srresnet runs/srresnet --srgan runs/srgan \\
         --data "what it was trained on" --hardware "what it was trained with"
     python -m train.evaluate --weights weights --vgg vgg19.safetensors --json results.json Set5 …
-    python -m train.publish … --evaluation results.json
-    hf upload user/srgan-x4 weights
+    python -m train.publish build … --evaluation results.json
+    python -m train.publish push weights user/srgan-x4 --dry-run
+    python -m train.publish push weights user/srgan-x4
 
-The second call writes what was measured into `config.json` and the card. Without --srgan the SRGAN
-weights are those of SRResNet, and config and card say so.
+The second `build` writes what was measured into `config.json` and the card. Without --srgan the
+SRGAN weights are those of SRResNet, and config and card say so. `push` takes any weights folder,
+checks it, and makes one commit of what differs, with the token in HF_TOKEN or that of
+`hf auth login`.
 """
 
 import json
@@ -20,19 +23,35 @@ import tyro
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from srgan.errors import SRGANError
-from srgan.weights import CONFIG_FILE, SRGAN_FILE, SRRESNET_FILE, load_generator, save_weights
+from srgan.weights import (
+    CONFIG_FILE,
+    SRGAN_FILE,
+    SRRESNET_FILE,
+    load_generator,
+    load_weights,
+    save_weights,
+)
 from train import loop
 from train.evaluate import LABELS, table
+from train.push import CARD_FILE, MAIN, SAME, Pushed, PushError, push
 
-CARD_FILE = "README.md"
 COMPARISON_FILE = "comparison.png"
+#: What a weights folder consists of; other files in it stay where they are.
+FILES = (CARD_FILE, COMPARISON_FILE, CONFIG_FILE, SRRESNET_FILE, SRGAN_FILE)
+#: Stands in a card for the repository, until it is pushed to one.
+EXAMPLE_NAME = "user/srgan-x4"
+#: Of the commits, and by it a card is known again as not edited since.
+TITLE = "Weights, config and card by train.publish"
 #: Settings that say nothing about the weights.
-_INCIDENTAL = {"data", "out", "init", "vgg", "device", "validate_every", "validation_images"}
+_INCIDENTAL = {
+    *("data", "out", "init", "vgg", "device", "validate_every", "validation_images"),
+    *("push_to", "push_every"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishConfig:
-    """What goes into the folder."""
+class BuildConfig:
+    """Makes the folder, or makes it again."""
 
     out: Path
     """The weights folder to write."""
@@ -56,7 +75,27 @@ class PublishConfig:
     """Of the weights."""
 
 
-def build(config: PublishConfig) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PushConfig:
+    """Puts a weights folder on the Hub."""
+
+    folder: tyro.conf.Positional[Path]
+    """The weights folder."""
+    repository: tyro.conf.Positional[str]
+    """user/repo on the Hub; made if it doesn't exist."""
+    revision: str = MAIN
+    """Branch; a new one starts where the main branch is."""
+    private: bool = False
+    """Make a new repository private, and refuse one that is public."""
+    tag: str | None = None
+    """Name to give to the result, v1 say."""
+    dry_run: bool = False
+    """Show what would go up, and write nothing."""
+    force: bool = False
+    """Overwrite a README.md that was edited on the Hub."""
+
+
+def build(config: BuildConfig) -> None:
     """Writes the folder: both weights, `config.json`, the card.
 
     Raises:
@@ -186,7 +225,7 @@ Network"](https://arxiv.org/abs/1609.04802): {architecture["blocks"]} residual b
 from PIL import Image
 from srgan import Upscaler
 
-large = Upscaler("user/srgan-x4").upscale(Image.open("photo.jpg"))  # or a folder with these files
+large = Upscaler("{EXAMPLE_NAME}").upscale(Image.open("photo.jpg"))  # or a folder with these files
 large.save("large.png")
 ```
 
@@ -217,10 +256,68 @@ and blur of the input are enlarged with everything else.
     )
 
 
+def push_folder(config: PushConfig) -> Pushed:
+    """Checks a weights folder and pushes it, with the repository's name in the card's example.
+
+    Raises:
+        SRGANError: the weights are damaged or incomplete.
+        OSError: a file can't be read.
+        PushError: the files are not on the Hub.
+    """
+    if not config.folder.is_dir():
+        raise ValueError(f"{config.folder} is not a weights folder")
+    load_weights(config.folder.resolve())
+    paths = [config.folder / name for name in FILES]
+    files = {path.name: path.read_bytes() for path in paths if path.exists()}
+    if CARD_FILE in files:
+        name = _place(config).encode()
+        files[CARD_FILE] = files[CARD_FILE].replace(EXAMPLE_NAME.encode(), name)
+    return push(
+        files,
+        config.repository,
+        config.revision,
+        title=TITLE,
+        private=config.private,
+        tag=config.tag,
+        force=config.force,
+        dry_run=config.dry_run,
+    )
+
+
+def _place(config: PushConfig) -> str:
+    """As `Upscaler` takes it."""
+    at = "" if config.revision == MAIN else f"@{config.revision}"
+    return config.repository + at
+
+
+def report(config: PushConfig, pushed: Pushed) -> str:
+    """The files and what was done with them, a line each, and what it came to."""
+    lines = [
+        f"{change:7}  {pushed.sizes[name]:>11,} bytes  {name}"
+        for name, change in pushed.changes.items()
+    ]
+    count = sum(change != SAME for change in pushed.changes.values())
+    made = f"new {' and '.join(pushed.created)}, " if pushed.created else ""
+    tagged = f", tag {config.tag}" if config.tag else ""
+    files = "1 file" if count == 1 else f"{count} files"
+    if config.dry_run:
+        result = f"{made}{files} would go up in one commit{tagged}; nothing was written"
+    elif count:
+        result = f"{made}{files} in commit {pushed.commit}{tagged}"
+    else:
+        result = f"{made}nothing has changed since commit {pushed.commit}{tagged}"
+    return "\n".join([*lines, f"{_place(config)}: {result}"])
+
+
 def main() -> int:
+    commands = {"build": BuildConfig, "push": PushConfig}
     try:
-        build(tyro.cli(PublishConfig, description=__doc__))
-    except (ValueError, OSError, SRGANError) as exc:
+        config = tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
+        if isinstance(config, BuildConfig):
+            build(config)
+        else:
+            print(report(config, push_folder(config)))
+    except (ValueError, OSError, SRGANError, PushError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     return 0
