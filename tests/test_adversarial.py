@@ -203,6 +203,21 @@ def launch(processes, module, arguments):
         assert process.returncode == 0, errors
 
 
+def train_in_one_and_in_two(tmp_path, module, arguments):
+    """The checkpoints of the same run in one process and in two with half of each batch."""
+    for processes in (1, 2):
+        launch(processes, module, [*arguments, f"--out={tmp_path / str(processes)}"])
+    return (torch.load(tmp_path / name / LAST_FILE, weights_only=True) for name in ("1", "2"))
+
+
+def assert_same_gradients(one, two):
+    """Adam divides by the gradient's own size, so what it has seen of the gradients counts."""
+    assert len(one["state"]) == len(two["state"]) > 0
+    for number, moments in one["state"].items():
+        other = two["state"][number]["exp_avg"]
+        assert torch.allclose(moments["exp_avg"], other, rtol=1e-3, atol=1e-7)
+
+
 def test_two_processes_with_half_the_batch_train_like_one(tmp_path, data):
     arguments = [
         f"--data={data}",
@@ -215,14 +230,17 @@ def test_two_processes_with_half_the_batch_train_like_one(tmp_path, data):
         "--generator.channels=4",
         "--generator.blocks=1",
     ]
-    for processes in (1, 2):
-        launch(processes, "train.pretrain", [*arguments, f"--out={tmp_path / str(processes)}"])
-    one, two = (torch.load(tmp_path / name / LAST_FILE, weights_only=True) for name in ("1", "2"))
-    # Adam divides by the gradient's own size, so compare what it has seen of the gradients.
-    for number, moments in one["optimizer"]["state"].items():
-        other = two["optimizer"]["state"][number]["exp_avg"]
-        assert torch.allclose(moments["exp_avg"], other, rtol=1e-3, atol=1e-7)
+    one, two = train_in_one_and_in_two(tmp_path, "train.pretrain", arguments)
+    assert_same_gradients(one["optimizer"], two["optimizer"])
     assert torch.equal(one["sampler"]["random"], two["sampler"]["random"])
+
+
+def test_two_processes_play_against_the_whole_batch(tmp_path, settings):
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    arguments += ["--steps=1", "--normalization=none"]
+    one, two = train_in_one_and_in_two(tmp_path, "train.adversarial", ["ours", *arguments])
+    assert_same_gradients(one["optimizer"], two["optimizer"])
+    assert_same_gradients(one["opponent"], two["opponent"])
 
 
 def test_two_processes_run_the_adversarial_stage(tmp_path, settings):

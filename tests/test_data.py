@@ -242,3 +242,27 @@ def test_files_that_do_not_belong_together_are_refused(prepared):
         file.write(b"more")
     with pytest.raises(ValueError, match="damaged"):
         load_packed(prepared)
+
+
+@pytest.mark.parametrize("name", [INDEX_FILE, MANIFEST_FILE])
+@pytest.mark.parametrize("kept", [0, 20, -1])
+def test_truncated_files_are_refused(prepared, name, kept):
+    contents = (prepared / name).read_bytes().rstrip()
+    (prepared / name).write_bytes(contents[:kept])
+    with pytest.raises(ValueError, match="damaged"):
+        load_packed(prepared)
+
+
+@pytest.mark.parametrize("column", range(3))
+def test_an_index_of_other_images_is_refused(prepared, column):
+    index = np.load(prepared / INDEX_FILE)
+    index[0, column] += 1
+    np.save(prepared / INDEX_FILE, index)
+    with pytest.raises(ValueError, match="damaged"):
+        load_packed(prepared)
+
+
+def test_a_manifest_without_images_is_refused(prepared):
+    (prepared / MANIFEST_FILE).write_text("[]")
+    with pytest.raises(ValueError, match="damaged"):
+        load_packed(prepared)

@@ -14,6 +14,7 @@ from train.losses import (
     feature_matching_loss,
     generator_loss,
     paper_vgg_loss,
+    phase_loss,
     r1_penalty,
     relative_vgg_loss,
 )
@@ -76,6 +77,20 @@ def test_undecided_discriminator_costs_log_2():
         assert discriminator_loss(zeros, zeros, relativistic=relativistic).item() == pytest.approx(
             math.log(2)
         )
+
+
+def test_phase_loss_sees_the_grid_and_colour_but_hardly_texture():
+    hr = torch.rand(2, 3, 96, 96)
+    assert phase_loss(hr, hr).item() == 0
+    assert phase_loss(hr + 0.1, hr).item() == pytest.approx(0.01, rel=1e-3)
+    grid = 0.1 * torch.randn(4, 4).tile(24, 24)
+    assert phase_loss(hr + grid, hr).item() == pytest.approx(grid.square().mean().item(), rel=1e-3)
+    texture = 0.1 * torch.randn(2, 3, 96, 96)
+    assert phase_loss(hr + texture, hr).item() == pytest.approx(0.01 / 8**2, rel=0.3)
+
+
+def test_phase_loss_takes_small_images():
+    assert phase_loss(torch.ones(1, 3, 16, 24), torch.zeros(1, 3, 16, 24)).item() == 1
 
 
 def test_feature_matching_is_zero_for_equal_activations():

@@ -44,6 +44,7 @@ from train.losses import (
     feature_matching_loss,
     generator_loss,
     paper_vgg_loss,
+    phase_loss,
     r1_penalty,
     relative_vgg_loss,
 )
@@ -79,9 +80,12 @@ class AdversarialConfig(TrainingConfig):
     perceptual_layers: dict[str, float] = field(default_factory=lambda: dict(REAL_ESRGAN_LAYERS))
     """Layers of the relative VGG loss and their weights (Wang et al. 2021, Real-ESRGAN); those
     above the last layer with a weight are not computed."""
-    pixel_weight: float = 0.5
+    pixel_weight: float = 5.0
     """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
-    adversarial_weight: float = 1e-2
+    phase_weight: float = 1000.0
+    """Weight of the squared error that repeats with the low-res grid: checkerboards, colour casts
+    (`train.losses.phase_loss`)."""
+    adversarial_weight: float = 0.1
     """Weight of the adversarial loss."""
     feature_matching_weight: float = 0.0
     """Weight of the discriminator's feature matching (Wang et al. 2018, pix2pixHD)."""
@@ -117,6 +121,9 @@ class PaperConfig(AdversarialConfig):
     mean absolute error of several layers relative to their magnitude, for any."""
     pixel_weight: float = 0.0
     """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
+    phase_weight: float = 0.0
+    """Weight of the squared error that repeats with the low-res grid: checkerboards, colour casts
+    (`train.losses.phase_loss`)."""
     adversarial_weight: float = 1e-3
     """Weight of the adversarial loss."""
     relativistic: bool = False
@@ -180,13 +187,21 @@ def adversarial(config: AdversarialConfig) -> float:
                 if config.perceptual == "paper":
                     perceptual = paper_vgg_loss(vgg, sr, hr)
                 else:
-                    perceptual = relative_vgg_loss(vgg, sr, hr, config.perceptual_layers)
+                    perceptual = relative_vgg_loss(
+                        vgg, sr, hr, config.perceptual_layers, world.mean
+                    )
             losses = {
                 "perceptual": (config.perceptual_weight, perceptual),
                 "pixel": (config.pixel_weight, F.l1_loss(sr, hr)),
+                "phase": (config.phase_weight, phase_loss(sr, hr)),
                 "adversarial": (
                     config.adversarial_weight,
-                    generator_loss(real.float(), fake.float(), relativistic=config.relativistic),
+                    generator_loss(
+                        real.float(),
+                        fake.float(),
+                        relativistic=config.relativistic,
+                        mean=world.mean,
+                    ),
                 ),
                 "feature_matching": (
                     config.feature_matching_weight,
@@ -204,7 +219,9 @@ def adversarial(config: AdversarialConfig) -> float:
                 real, _ = judge(hr)
                 fake, _ = judge(sr.detach())
             real, fake = real.float(), fake.float()
-            opponent_loss = discriminator_loss(real, fake, relativistic=config.relativistic)
+            opponent_loss = discriminator_loss(
+                real, fake, relativistic=config.relativistic, mean=world.mean
+            )
             if config.r1 > 0:
                 opponent_loss = opponent_loss + config.r1 / 2 * r1_penalty(real, hr)
             update(opponent, opponent_loss, discriminator, config.clip)

@@ -88,10 +88,16 @@ def load_packed(
             f"{folder} is not a prepared dataset: {', '.join(missing)} missing. "
             f"Make one with `python -m train.prepare`."
         )
-    index = torch.from_numpy(np.load(folder / INDEX_FILE))  # (n, 4)
-    images = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["images"]
-    size = int((index[:, 1] * index[:, 2] * 3).sum())
-    if (folder / IMAGES_FILE).stat().st_size != size or len(images) != len(index):
+    try:
+        index = torch.from_numpy(np.load(folder / INDEX_FILE))  # (n, 4)
+        offset, height, width, _ = index.unbind(1)
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        names = [image["name"] for image in manifest["images"]]
+    except (ValueError, EOFError, IndexError, KeyError, TypeError) as exc:
+        raise ValueError(f"{folder} is damaged ({exc}). Prepare it again.") from exc
+    ends = (3 * height * width).cumsum(0)
+    size = (folder / IMAGES_FILE).stat().st_size
+    if len(names) != len(index) or [0, *ends.tolist()] != [*offset.tolist(), size]:
         raise ValueError(f"{folder} is damaged: its files don't belong together. Prepare it again.")
     # Mode "c", copy-on-write: torch wants a writable array, the file stays as it is.
     pixels = torch.from_numpy(np.memmap(folder / IMAGES_FILE, np.uint8, mode="c")).to(device)
@@ -101,7 +107,7 @@ def load_packed(
         return PackedImages(
             pixels=pixels,
             index=index[chosen, :3].contiguous(),
-            names=[images[i]["name"] for i in chosen.tolist()],
+            names=[names[i] for i in chosen.tolist()],
         )
 
     return split(0), split(1)

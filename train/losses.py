@@ -1,11 +1,12 @@
 """The losses of the adversarial stage."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srgan.generator import SCALE
 from train.vgg import VGG19
 
 #: Ledig et al. 2017, §3.2: VGG features of the Caffe release are divided by this, which brings
@@ -28,7 +29,13 @@ def paper_vgg_loss(vgg: VGG19, sr: Tensor, hr: Tensor) -> Tensor:
     return F.mse_loss(features.float() / PAPER_VGG_SCALE, target.float() / PAPER_VGG_SCALE)
 
 
-def relative_vgg_loss(vgg: VGG19, sr: Tensor, hr: Tensor, weights: Mapping[str, float]) -> Tensor:
+def relative_vgg_loss(
+    vgg: VGG19,
+    sr: Tensor,
+    hr: Tensor,
+    weights: Mapping[str, float],
+    mean: Callable[[Tensor], Tensor] = torch.mean,
+) -> Tensor:
     """Error of VGG19 features relative to their magnitude, whatever scale the weights have.
 
     Several depths with weights as in Wang et al. 2021 (Real-ESRGAN), mean absolute error as in
@@ -38,6 +45,7 @@ def relative_vgg_loss(vgg: VGG19, sr: Tensor, hr: Tensor, weights: Mapping[str, 
     Args:
         sr, hr: (N, 3, H, W) in [0, 1].
         weights: layer of `train.vgg.LAYERS` -> weight, at least 0 and not all 0.
+        mean: of features over the whole batch, where this is a process's share of it.
 
     Returns:
         The weighted mean over the layers: 0 for equal images, about 1 for unrelated ones.
@@ -48,39 +56,72 @@ def relative_vgg_loss(vgg: VGG19, sr: Tensor, hr: Tensor, weights: Mapping[str, 
     total = sr.new_zeros(())
     for name, features, target in zip(layers, vgg(sr, layers), targets, strict=True):
         error = F.l1_loss(features.float(), target.float())
-        total = total + weights[name] * error / target.float().mean()
+        total = total + weights[name] * error / mean(target.float())
     return total / sum(weights.values())
 
 
-def discriminator_loss(real: Tensor, fake: Tensor, *, relativistic: bool) -> Tensor:
+def discriminator_loss(
+    real: Tensor,
+    fake: Tensor,
+    *,
+    relativistic: bool,
+    mean: Callable[[Tensor], Tensor] = torch.mean,
+) -> Tensor:
     """Binary cross-entropy of the discriminator's logits.
 
     Args:
         real, fake: logits (N,) of originals and of enlarged images.
         relativistic: judge each against the mean of the other kind (Jolicoeur-Martineau 2018,
             "The relativistic discriminator", RaGAN) rather than alone (Goodfellow et al. 2014).
+        mean: of logits over the whole batch, where this is a process's share of it.
     """
-    return _cross_entropy(real, fake, relativistic, real_is=1.0)
+    return _cross_entropy(real, fake, mean if relativistic else None, real_is=1.0)
 
 
-def generator_loss(real: Tensor, fake: Tensor, *, relativistic: bool) -> Tensor:
+def generator_loss(
+    real: Tensor,
+    fake: Tensor,
+    *,
+    relativistic: bool,
+    mean: Callable[[Tensor], Tensor] = torch.mean,
+) -> Tensor:
     """How far the discriminator is from taking enlarged images for originals.
 
     Args:
         real, fake: logits (N,); gradients are wanted through `fake` only.
-        relativistic: as in `discriminator_loss`; else the non-saturating −log D(G(lr)).
+        relativistic, mean: as in `discriminator_loss`; else the non-saturating −log D(G(lr)).
     """
     if relativistic:
-        return _cross_entropy(real.detach(), fake, relativistic, real_is=0.0)
+        return _cross_entropy(real.detach(), fake, mean, real_is=0.0)
     return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
 
 
-def _cross_entropy(real: Tensor, fake: Tensor, relativistic: bool, real_is: float) -> Tensor:
-    if relativistic:
-        real, fake = real - fake.mean(), fake - real.mean()
+def _cross_entropy(
+    real: Tensor, fake: Tensor, mean: Callable[[Tensor], Tensor] | None, real_is: float
+) -> Tensor:
+    if mean is not None:
+        real, fake = real - mean(fake), fake - mean(real)
     real_loss = F.binary_cross_entropy_with_logits(real, torch.full_like(real, real_is))
     fake_loss = F.binary_cross_entropy_with_logits(fake, torch.full_like(fake, 1 - real_is))
     return (real_loss + fake_loss) / 2
+
+
+def phase_loss(sr: Tensor, hr: Tensor, *, window: int = 8) -> Tensor:
+    """Mean squared error of what repeats from one LR pixel to the next.
+
+    The generator sees no noise: over even areas the only texture it can make is one that repeats
+    with the LR grid, and perceptual and adversarial losses at first reward that checkerboard as
+    they would any texture. So the error is divided into its SCALE² phases within an LR pixel, and
+    each phase averaged over windows, where the grid and shifts of colour remain and true texture
+    vanishes. Ours.
+
+    Args:
+        sr, hr: (N, 3, H, W) in [0, 1].
+        window: side in LR pixels; smaller images are averaged as a whole.
+    """
+    phases = F.pixel_unshuffle(sr - hr, SCALE)  # (N, 3 · SCALE², H / SCALE, W / SCALE)
+    window = min(window, *phases.shape[2:])
+    return F.avg_pool2d(phases, window, stride=max(1, window // 2)).square().mean()
 
 
 def feature_matching_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
