@@ -314,6 +314,9 @@ def test_checkpoint_of_another_network_is_refused(data, uninterrupted):
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
+        ({"push_every": 5.0}, "push_every needs push_to"),
+        ({"push_every": 0.0, "push_to": "user/repo"}, "push_every must be positive"),
+        ({"push_to": "repo"}, "push_to must be user/repo or user/repo@branch, got 'repo'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(data, tmp_path, settings, message):
@@ -327,6 +330,15 @@ def test_settings_that_make_no_sense_are_refused(data, tmp_path, settings, messa
 def run_main(monkeypatch, *arguments) -> int:
     monkeypatch.setattr(sys, "argv", ["train.pretrain", *map(str, arguments)])
     return module.main()
+
+
+def test_batch_and_learning_rate_follow_the_device(tmp_path):
+    for kind, expected in (("cpu", (8, 5e-4)), ("cuda", (32, 5e-4))):
+        device = torch.device(kind)
+        config = PretrainConfig(data=tmp_path, out=tmp_path, steps=1).on(device)
+        assert (config.batch, config.learning_rate) == expected
+        config = PretrainConfig(data=tmp_path, out=tmp_path, steps=1, batch=3).on(device)
+        assert (config.batch, config.learning_rate) == (3, expected[1])
 
 
 def test_command_line_trains(data, tmp_path, monkeypatch):
@@ -358,3 +370,46 @@ def test_mistakes_are_one_line(data, tmp_path, monkeypatch, capsys, arguments, r
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert reason in line
+
+
+# ------------------------------------------------------------------------------------- uploading
+
+
+def test_run_uploads_its_best_weights_whether_the_hub_works_or_not(
+    data, uninterrupted, tmp_path, local_hub, monkeypatch, caplog
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    out = tmp_path / "tiny"
+    draw, draws = CropSampler.next, []
+
+    def next(sampler):
+        draws.append(1)
+        local_hub.fault = "500" if len(draws) < 6 + module.MEASURED_BATCHES else None
+        return draw(sampler)
+
+    monkeypatch.setattr(CropSampler, "next", next)
+    pretrain(config(data, out, push_to="user/runs@dev", push_every=1e-9))
+    assert "not uploaded, the training goes on: user/runs can't be pushed" in caplog.text
+    assert "token" not in caplog.text
+    files = local_hub.files("user/runs", "dev")
+    for name in (SRRESNET_FILE, CONFIG_FILE, LOG_FILE):
+        assert files[f"runs/tiny/{name}"] == (out / name).read_bytes()
+    assert {Path(name).parent.name for name in files} == {"", "tiny"}
+    assert entries(out) == entries(uninterrupted)
+    assert_same_state(out, uninterrupted)
+
+
+def test_run_uploads_once_at_its_end_without_push_every(data, tmp_path, local_hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    pretrain(config(data, tmp_path / "tiny", push_to="user/runs"))
+    assert sum(request.startswith("PUT") for request in local_hub.requests) == 1
+    assert len(local_hub.repositories["user/runs"].commits) == 2
+
+
+def test_run_that_diverges_uploads_what_it_has(data, tmp_path, local_hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    settings = {"steps": 20, "learning_rate": 1e30, "push_to": "user/runs", "validate_every": 1}
+    with pytest.raises(TrainingError):
+        pretrain(config(data, tmp_path / "tiny", **settings))
+    files = local_hub.files("user/runs")
+    assert files["runs/tiny/log.jsonl"] == (tmp_path / "tiny" / LOG_FILE).read_bytes()

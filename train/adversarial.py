@@ -68,6 +68,9 @@ REAL_ESRGAN_LAYERS = {
 class AdversarialConfig(TrainingConfig):
     """Settings of stage 2."""
 
+    ON_CPU = 8, 2e-4
+    ON_GPU = 16, 1e-4
+
     init: Path
     """Weights of stage 1 (.safetensors)."""
     vgg: str = TORCHVISION
@@ -116,6 +119,8 @@ class AdversarialConfig(TrainingConfig):
 class PaperConfig(AdversarialConfig):
     """Settings of stage 2, with the defaults of Ledig et al. 2017."""
 
+    ON_CPU = ON_GPU = 16, 1e-4
+
     perceptual: Literal["relative", "paper"] = "paper"
     """VGG loss: the paper's squared error of φ5,4 / 12.75, for the Caffe release's weights; or the
     mean absolute error of several layers relative to their magnitude, for any."""
@@ -151,6 +156,7 @@ def adversarial(config: AdversarialConfig) -> float:
     """
     with join_world(config.device) as world:
         device = world.device
+        config = config.on(device)
         sampler, validation_images = load_data(config, world)
         torch.manual_seed(config.seed)
         generator = load_generator(config.init)

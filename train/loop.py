@@ -9,9 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,10 @@ class TrainingError(Exception):
 class TrainingConfig:
     """Settings that both stages share."""
 
+    #: Batch and learning rate on a CPU and on a GPU; the latter are not measured.
+    ON_CPU: ClassVar[tuple[int, float]]
+    ON_GPU: ClassVar[tuple[int, float]]
+
     data: Path
     """Folder made by train.prepare."""
     out: Path
@@ -50,10 +54,12 @@ class TrainingConfig:
     """Length of the training by the clock; the learning rate is planned to end with it."""
     crop: int = 96
     """Side of the HR crops in pixels."""
-    batch: int = 16
-    """Crops a step, over all GPUs together."""
-    learning_rate: float = 1e-4
-    """Adam's, at the top of its curve: linear warm-up, then half a cosine."""
+    batch: int | None = None
+    """Crops a step, over all GPUs together; by default 8 on a CPU, on a GPU 32 in stage 1 and 16
+    in stage 2."""
+    learning_rate: float | None = None
+    """Adam's, at the top of its curve: linear warm-up, then half a cosine. By default 5e-4 in stage
+    1; in stage 2 2e-4 on a CPU and 1e-4 on a GPU."""
     warmup: int = 200
     """Steps in which the learning rate rises."""
     ema: float = 0.999
@@ -88,14 +94,24 @@ class TrainingConfig:
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         for name in ("batch", "warmup", "validate_every", "validation_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.push_to and not HUB_SPEC.fullmatch(self.push_to):
             raise ValueError(f"push_to must be user/repo or user/repo@branch, got {self.push_to!r}")
         if self.push_every and not self.push_to:
             raise ValueError("push_every needs push_to")
+
+    def on(self, device: torch.device) -> "TrainingConfig":
+        """These settings with what was left to the device filled in."""
+        batch, learning_rate = self.ON_CPU if device.type == "cpu" else self.ON_GPU
+        return replace(
+            self,
+            batch=self.batch or batch,
+            learning_rate=self.learning_rate or learning_rate,
+        )
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the training that is done, 1 or more when it is over."""

@@ -50,6 +50,9 @@ MEASURED_BATCHES = 8
 class PretrainConfig(TrainingConfig):
     """Settings of stage 1."""
 
+    ON_CPU = 8, 5e-4
+    ON_GPU = 32, 5e-4
+
     init: Path | None = None
     """Weights (.safetensors) to start from, instead of a new network."""
     start: Literal["interpolation", "random"] = "interpolation"
@@ -59,8 +62,6 @@ class PretrainConfig(TrainingConfig):
     batch as in the paper."""
     loss: Literal["l1", "mse"] = "l1"
     """Pixel error; the paper's is mse."""
-    learning_rate: float = 5e-4
-    """Adam's, at the top of its curve: linear warm-up, then half a cosine."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """Size of a new network."""
 
@@ -78,6 +79,7 @@ def pretrain(config: PretrainConfig) -> float:
         SRGANError: `init` can't be read.
     """
     with join_world(config.device) as world:
+        config = config.on(world.device)
         sampler, validation_images = load_data(config, world)
         generator = _make_generator(config).to(world.device, memory_format=torch.channels_last)
         generator.train()
