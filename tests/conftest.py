@@ -6,11 +6,13 @@ import os
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer
+from huggingface_hub import constants
 from torch import nn
 
 from srgan import Generator, GeneratorConfig, save_weights
@@ -58,3 +60,24 @@ def tiny_weights(make_generator, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     save_weights(folder, make_generator(1), make_generator(2), adversarial=True, detail=0.75)
     return folder
+
+
+@pytest.fixture
+def local_hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
+    """A Hub of the test's own, an empty cache, and no token unless the test sets HF_TOKEN."""
+    server = HubServer()
+    use_endpoint(monkeypatch, server.url, tmp_path / "cache")
+    yield server
+    server.stop()
+
+
+def use_endpoint(monkeypatch, url: str, cache: Path) -> None:
+    """What the environment would do, had it been set before the client was imported."""
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)

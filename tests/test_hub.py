@@ -1,14 +1,11 @@
-"""The real Hub client against a small server that answers downloads as the Hub does."""
+"""Weights from a Hub: the real client against a small server of ours, and what can go wrong."""
 
-import hashlib
-import http.server
-import socket
 import threading
 import time
-import urllib.parse
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer
 from huggingface_hub import constants
 
 from srgan import WeightsError, hub, load_weights, save_weights
@@ -16,103 +13,22 @@ from srgan import weights as module
 from srgan.hub import within
 from srgan.weights import BUNDLED, CONFIG_FILE, SRGAN_FILE, SRRESNET_FILE
 
-FIRST, SECOND = "1" * 40, "2" * 40
-
-
-class Hub(http.server.ThreadingHTTPServer):
-    """Repository `user/repo`, its commits and branches, and how the server misbehaves."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.commits: dict[str, dict[str, bytes]] = {}
-        self.branches: dict[str, str] = {}
-        self.token: str | None = None  # that is asked for
-        self.status: int | None = None  # that everything is answered with
-        self.may_send = threading.Event()  # large files wait for it
-        self.may_send.set()
-        self.requests: list[str] = []
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def publish(self, commit: str, folder: Path, branch: str = "main") -> None:
-        self.commits[commit] = {path.name: path.read_bytes() for path in folder.iterdir()}
-        self.branches[branch] = commit
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self):
-        self.answer()
-
-    def do_GET(self):
-        self.answer()
-
-    def answer(self):
-        hub = self.server
-        if not self.path.startswith("/api/"):
-            hub.requests.append(f"{self.command} {self.path}")
-        if hub.status is not None:
-            return self.fail(hub.status)
-        repository, _, place = self.path[1:].partition("/resolve/")
-        revision, _, name = place.partition("/")
-        revision = urllib.parse.unquote(revision)
-        authorized = hub.token in (None, (self.headers["Authorization"] or "")[len("Bearer ") :])
-        if repository != "user/repo" or not authorized:
-            return self.fail(404 if authorized else 401, "RepoNotFound")
-        commit = hub.branches.get(revision, revision)
-        if commit not in hub.commits:
-            return self.fail(404, "RevisionNotFound")
-        if name not in hub.commits[commit]:
-            return self.fail(404, "EntryNotFound", commit)
-        data = hub.commits[commit][name]
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", commit)
-        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command == "GET":
-            if name != CONFIG_FILE:
-                hub.may_send.wait(60)
-            self.wfile.write(data)
-
-    def fail(self, status, code=None, commit=None):
-        self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
-        if commit:
-            self.send_header("X-Repo-Commit", commit)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-def use_endpoint(monkeypatch, port: int, cache: Path) -> None:
-    """What HF_ENDPOINT and HF_HOME would do, had they been set before the client was imported."""
-    endpoint = f"http://127.0.0.1:{port}"
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
-    server = Hub()
-    use_endpoint(monkeypatch, server.server_port, tmp_path / "cache")
-    yield server
-    server.may_send.set()
-    server.shutdown()
-    server.server_close()
+def published(local_hub, tiny_weights) -> HubServer:
+    """A Hub with the tiny weights in `user/repo`."""
+    put(local_hub, tiny_weights)
+    return local_hub
 
 
-@pytest.fixture
-def published(server, tiny_weights) -> Hub:
-    server.publish(FIRST, tiny_weights)
-    return server
+def put(server: HubServer, folder: Path, branch: str = "main") -> str:
+    """Commits a weights folder; returns the commit."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return server.commit("user/repo", files, branch)
+
+
+def head(server: HubServer) -> str:
+    return server.repositories["user/repo"].branches["main"]
 
 
 @pytest.fixture
@@ -128,12 +44,6 @@ def bundled(other_weights, monkeypatch) -> Path:
     return other_weights
 
 
-def stop(server: Hub) -> None:
-    """From now on connections are refused."""
-    server.shutdown()
-    server.server_close()
-
-
 def first_weight(weights) -> float:
     return weights.srgan.head.bias[0].item()
 
@@ -141,29 +51,40 @@ def first_weight(weights) -> float:
 # ------------------------------------------------------------------------------------- pulling
 
 
-@pytest.mark.parametrize("spec", ["user/repo", "user/repo@main", f"user/repo@{FIRST}"])
-def test_weights_arrive_byte_for_byte(published, tiny_weights, tmp_path, spec):
-    weights = load_weights(spec)
-    assert (weights.source, weights.revision, weights.notices) == ("user/repo", FIRST, ())
+@pytest.mark.parametrize("revision", ["", "@main", "@v1", "@COMMIT"])
+def test_weights_arrive_byte_for_byte(published, tiny_weights, tmp_path, revision):
+    commit = head(published)
+    published.repositories["user/repo"].tags["v1"] = commit
+    weights = load_weights("user/repo" + revision.replace("COMMIT", commit))
+    assert (weights.source, weights.revision, weights.notices) == ("user/repo", commit, ())
     assert first_weight(weights) == first_weight(load_weights(tiny_weights))
     for name in (CONFIG_FILE, SRRESNET_FILE, SRGAN_FILE):
-        (file,) = (tmp_path / "cache").rglob(f"snapshots/{FIRST}/{name}")
+        (file,) = (tmp_path / "cache").rglob(f"snapshots/{commit}/{name}")
         assert file.read_bytes() == (tiny_weights / name).read_bytes()
 
 
 def test_branches_and_commits_are_told_apart(published, other_weights):
-    published.publish(SECOND, other_weights, branch="dev/2")
-    assert load_weights("user/repo@dev/2").revision == SECOND
-    assert load_weights("user/repo").revision == FIRST
-    assert load_weights(f"user/repo@{SECOND}").revision == SECOND
+    first = head(published)
+    second = put(published, other_weights, branch="dev/2")
+    assert load_weights("user/repo@dev/2").revision == second
+    assert load_weights("user/repo").revision == first
+    assert load_weights(f"user/repo@{second}").revision == second
 
 
 def test_a_new_commit_is_picked_up(published, other_weights):
     load_weights("user/repo")
-    published.publish(SECOND, other_weights)
+    second = put(published, other_weights)
     weights = load_weights("user/repo")
-    assert weights.revision == SECOND
+    assert weights.revision == second
     assert first_weight(weights) == first_weight(load_weights(other_weights))
+
+
+def test_a_pinned_commit_stays(published, tiny_weights, other_weights):
+    first = head(published)
+    put(published, other_weights)
+    weights = load_weights(f"user/repo@{first}")
+    assert weights.revision == first
+    assert first_weight(weights) == first_weight(load_weights(tiny_weights))
 
 
 def test_what_is_in_the_cache_is_not_fetched_again(published):
@@ -174,22 +95,34 @@ def test_what_is_in_the_cache_is_not_fetched_again(published):
 
 
 def test_a_commit_in_the_cache_needs_no_hub(published):
-    load_weights(f"user/repo@{FIRST}")
+    spec = f"user/repo@{head(published)}"
+    load_weights(spec)
     published.requests.clear()
-    weights = load_weights(f"user/repo@{FIRST}")
+    weights = load_weights(spec)
     assert published.requests == []
     assert weights.notices == ()
 
 
+@pytest.mark.parametrize(
+    "token, reason",
+    [
+        ("", "private and HF_TOKEN gives no access"),
+        ("hf_other", "private and HF_TOKEN gives no access"),
+        ("hf_wrong", "the token in HF_TOKEN, or else that of `hf auth login`, is not valid"),
+    ],
+)
+def test_a_private_repository_stays_closed_without_its_token(published, monkeypatch, token, reason):
+    published.repositories["user/repo"].private = True
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(WeightsError, match=reason) as caught:
+        load_weights("user/repo")
+    assert "hf_" not in str(caught.value)
+
+
 def test_a_private_repository_opens_with_a_token(published, monkeypatch):
-    published.token = "hf_right"
-    for token in ("", "hf_wrong"):
-        monkeypatch.setenv("HF_TOKEN", token)
-        with pytest.raises(WeightsError, match="private and HF_TOKEN gives no access") as caught:
-            load_weights("user/repo")
-        assert "hf_wrong" not in str(caught.value)
-    monkeypatch.setenv("HF_TOKEN", "hf_right")
-    assert load_weights("user/repo").revision == FIRST
+    published.repositories["user/repo"].private = True
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    assert load_weights("user/repo").revision == head(published)
 
 
 # -------------------------------------------------------------------------------------- faults
@@ -200,7 +133,7 @@ def test_what_the_hub_does_not_have_is_named(published):
         load_weights("user/nothing")
     with pytest.raises(WeightsError, match=r"user/repo can't .*no revision 'v9'"):
         load_weights("user/repo@v9")
-    del published.commits[FIRST][SRGAN_FILE]
+    published.fault, published.fault_at = "missing", SRGAN_FILE
     with pytest.raises(
         WeightsError, match=rf"user/repo can't .*missing there \(http.*{SRGAN_FILE}"
     ):
@@ -210,7 +143,7 @@ def test_what_the_hub_does_not_have_is_named(published):
 
 
 def test_refused_connection_is_an_error_at_once(published):
-    stop(published)
+    published.stop()
     start = time.monotonic()
     with pytest.raises(WeightsError, match=r"user/repo can't be had from the Hub: .*refused"):
         load_weights("user/repo")
@@ -218,48 +151,53 @@ def test_refused_connection_is_an_error_at_once(published):
 
 
 def test_failing_hub_is_an_error(published):
-    published.status = 500
+    published.fault = "500"
     with pytest.raises(WeightsError, match=r"user/repo can't be had from the Hub: .*500"):
         load_weights("user/repo")
 
 
-def test_silent_hub_costs_five_seconds(monkeypatch, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        use_endpoint(monkeypatch, silent.getsockname()[1], tmp_path)
-        start = time.monotonic()
-        with pytest.raises(WeightsError, match=r"no answer within 5\.0 seconds"):
-            load_weights("user/repo")
-        assert 5 <= time.monotonic() - start < 15  # the client alone: 393
+def test_silent_hub_costs_five_seconds(published):
+    published.fault = "silent"
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match=r"no answer within 5\.0 seconds"):
+        load_weights("user/repo")
+    assert 5 <= time.monotonic() - start < 15  # the client alone: 393
 
 
 @pytest.mark.parametrize("fault", ["refused", "500", "private", "offline"])
 def test_unreachable_hub_leaves_the_cache_and_a_notice(published, fault, monkeypatch):
     expected = load_weights("user/repo")
     if fault == "refused":
-        stop(published)
-    elif fault == "500":
-        published.status = 500
+        published.stop()
     elif fault == "private":
-        published.token = "hf_secret"
-    else:
+        published.repositories["user/repo"].private = True
+    elif fault == "offline":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:
+        published.fault = fault
     weights = load_weights("user/repo")
-    assert (weights.source, weights.revision) == ("user/repo", FIRST)
+    assert (weights.source, weights.revision) == ("user/repo", head(published))
     assert first_weight(weights) == first_weight(expected)
     (notice,) = weights.notices
     assert notice.startswith("user/repo is used as it was when last fetched: ")
 
 
-def test_slow_hub_is_left_for_the_bundled_weights(published, bundled, monkeypatch):
+@pytest.mark.parametrize("fault", ["drip", "truncated", "corrupt", "missing"])
+def test_weights_that_do_not_arrive_are_left_for_the_bundled_ones(
+    published, bundled, monkeypatch, fault
+):
     monkeypatch.setattr(hub, "HUB_PATIENCE", 1.0)
-    published.may_send.clear()
+    published.fault = fault
     weights = load_weights("user/repo", fallback=True)
     assert weights.source == BUNDLED
-    assert "user/repo can't be had from the Hub: no answer within" in weights.notices[0]
+    assert first_weight(weights) == first_weight(load_weights(bundled))
+    (notice,) = weights.notices
+    assert notice.startswith("The bundled weights are in use: ")
 
-    published.may_send.set()
+    published.fault = None
     monkeypatch.setattr(hub, "HUB_PATIENCE", 30.0)
-    assert load_weights("user/repo", fallback=True).source == "user/repo"
+    weights = load_weights("user/repo", fallback=True)
+    assert (weights.source, weights.notices) == ("user/repo", ())
 
 
 @pytest.mark.parametrize("fallback, patience", [(False, hub.DOWNLOAD_PATIENCE), (True, 5)])
@@ -274,25 +212,21 @@ def test_slow_hub_is_waited_for_where_nothing_else_will_do(
     assert patience - 5 < download <= patience
 
 
-def test_damaged_file_is_refused_and_fetched_again(published, bundled):
-    good = published.commits[FIRST][SRGAN_FILE]
-    published.commits[FIRST][SRGAN_FILE] = good[:-1] + bytes([good[-1] ^ 1])
-    weights = load_weights("user/repo", fallback=True)
-    assert weights.source == BUNDLED
-    assert f"{SRGAN_FILE} is damaged" in weights.notices[0]
-
-    published.commits[FIRST][SRGAN_FILE] = good
-    assert load_weights("user/repo", fallback=True).source == "user/repo"
+def test_damaged_file_is_named(published):
+    published.fault = "corrupt"
+    with pytest.raises(WeightsError, match=f"{SRRESNET_FILE} is damaged: its sha256 is"):
+        load_weights("user/repo")
 
 
 def test_cache_damaged_on_disk_heals(published, tmp_path):
-    load_weights(f"user/repo@{FIRST}")
-    (link,) = (tmp_path / "cache").rglob(f"snapshots/{FIRST}/{SRRESNET_FILE}")
+    commit = head(published)
+    load_weights(f"user/repo@{commit}")
+    (link,) = (tmp_path / "cache").rglob(f"snapshots/{commit}/{SRRESNET_FILE}")
     file = link.resolve()
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(WeightsError, match=f"{SRRESNET_FILE} is damaged"):
-        load_weights(f"user/repo@{FIRST}")
-    assert load_weights(f"user/repo@{FIRST}").revision == FIRST
+        load_weights(f"user/repo@{commit}")
+    assert load_weights(f"user/repo@{commit}").revision == commit
 
 
 # --------------------------------------------------------------------------------------- Spaces
@@ -317,7 +251,7 @@ def test_a_space_whose_owner_has_no_weights_uses_the_bundled_ones_quietly(
 
 def test_a_space_that_cannot_reach_the_hub_says_so(published, bundled, monkeypatch):
     monkeypatch.setenv("SPACE_AUTHOR_NAME", "user")
-    stop(published)
+    published.stop()
     weights = load_weights()
     assert weights.source == BUNDLED
     assert weights.notices[0].startswith("The bundled weights are in use: user/srgan-x4 can't")

@@ -236,7 +236,7 @@ class BackgroundPush:
         try:
             contents = {name: path.read_bytes() for name, path in files.items()}
             title = f"Training: {', '.join(sorted({str(Path(name).parent) for name in files}))}"
-            pushed = push(contents, self._repository, self._revision, title=title, private=True)
+            pushed = push(contents, self._repository, self._revision, title=title)
         except (PushError, OSError) as exc:
             logger.warning("not uploaded, the training goes on: %s", exc)
         else:
