@@ -10,13 +10,15 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
-from srgan import Generator, GeneratorConfig, load_weights, save_weights
+from srgan import Generator, GeneratorConfig, Upscaler, load_weights, save_weights
 from srgan.image import enlarge_bicubic, shrink, to_tensor
 from srgan.metrics import psnr_y, ssim_y
 from srgan.weights import CONFIG_FILE, SRGAN_FILE, SRRESNET_FILE, save_generator
 from train import loop
-from train.evaluate import PAPER, EvaluateConfig, evaluate, table
+from train.evaluate import PAPER, EvaluateConfig, artefact_table, evaluate, table
+from train.metrics import LPIPSError, load_lpips
 from train.publish import CARD_FILE, BuildConfig, build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +98,51 @@ def test_table_has_the_papers_rows_beside_ours():
     text = table({"Set5": {"srresnet": metrics}})
     assert "| Set5 | SRResNet | 31.50 | 0.9000 | 0.2500 | 32.05 | 0.9019 |" in text
     assert PAPER["Set5"]["srresnet"] == (32.05, 0.9019)
+
+
+def test_table_shows_lpips_where_it_was_measured():
+    metrics = {"psnr_y": 31.5, "ssim_y": 0.9, "vgg19": 0.25, "lpips": 0.125}
+    text = table({"Set5": {"srresnet": metrics, "bicubic": {"psnr_y": 28.0, "ssim_y": 0.8}}})
+    assert "| VGG19 distance | LPIPS |" in text
+    assert "| Set5 | SRResNet | 31.50 | 0.9000 | 0.2500 | 0.1250 | 32.05 | 0.9019 |" in text
+    assert "| Set5 | bicubic | 28.00 | 0.8000 | – | – | 28.43 | 0.8211 |" in text
+
+
+def test_lpips_is_measured_when_its_network_is_there(tmp_path, dataset, generators, monkeypatch):
+    name = SqueezeNet1_1_Weights.DEFAULT.url.rsplit("/", 1)[1]
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "hub" / "checkpoints" / name)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    save_weights(tmp_path / "w", *generators, adversarial=True)
+    options = {"weights": str(tmp_path / "w"), "vgg": "none", "lpips": "squeeze", "device": "cpu"}
+    results = evaluate(EvaluateConfig(datasets=[dataset], **options))
+    for metrics in results["evaluation"]["Waves"].values():
+        assert metrics["lpips"] > 0
+
+
+def test_lpips_without_torchmetrics_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.lpip", None)
+    with pytest.raises(LPIPSError, match="pip install torchmetrics"):
+        load_lpips("alex", torch.device("cpu"))
+
+
+def test_artefacts_are_shown_against_the_original(tmp_path, generators):
+    folder = tmp_path / "Noise"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(64, 192, (96, 96, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "0.png")
+    save_weights(tmp_path / "w", *generators, adversarial=True)
+    options = {"weights": str(tmp_path / "w"), "vgg": "none", "device": "cpu"}
+    artefacts = evaluate(EvaluateConfig(datasets=[folder], **options))["artefacts"]
+    lr = shrink(Image.open(folder / "0.png"))
+    for detail, network in ((0.0, "srresnet"), (1.0, "srgan")):
+        sr = np.asarray(Upscaler(tmp_path / "w", "cpu").upscale(lr, detail), np.float64)
+        expected = np.abs((sr - pixels).mean((0, 1))).max()
+        assert artefacts["Noise"][network]["color_shift"] == pytest.approx(expected, abs=0.01)
+    grid = artefacts["Noise"]["srgan"]["checkerboard"]
+    assert f"| Noise | SRGAN | {artefacts['Noise']['srgan']['color_shift']:.2f} | {grid:.1f} |" in (
+        artefact_table(artefacts)
+    )
 
 
 def test_empty_dataset_is_named(tmp_path, generators):

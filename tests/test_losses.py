@@ -18,7 +18,7 @@ from train.losses import (
     r1_penalty,
     relative_vgg_loss,
 )
-from train.metrics import feature_distances
+from train.metrics import checkerboard, color_shift, feature_distances
 from train.vgg import LAYERS, VGG19, VGGError
 
 
@@ -176,3 +176,20 @@ def test_feature_distance_is_zero_only_for_equal_images(vgg):
 def test_feature_distance_refuses_different_sizes(vgg):
     with pytest.raises(ValueError, match="one size"):
         feature_distances(vgg, [torch.rand(1, 3, 32, 32)], torch.rand(1, 3, 32, 36))
+
+
+def test_color_shift_is_signed_and_in_levels():
+    hr = torch.full((1, 3, 8, 8), 0.5)
+    sr = hr + torch.tensor([2.0, 0.0, -3.0]).view(1, 3, 1, 1) / 255
+    assert color_shift(sr, hr) == pytest.approx([2, 0, -3], abs=1e-3)
+
+
+@pytest.mark.parametrize("period", [2, 4])
+def test_checkerboard_sees_what_repeats_with_the_lr_grid(period):
+    noise = 0.05 * torch.randn(1, 3, 160, 128)
+    assert abs(checkerboard(noise)) < 1.5
+    rows, columns = torch.meshgrid(torch.arange(160), torch.arange(128), indexing="ij")
+    grid = ((rows // (period // 2) + columns // (period // 2)) % 2).float()
+    assert checkerboard(noise + 0.05 * grid) > 3
+    other = 0.05 * torch.sin(2 * math.pi * (rows + columns) / 5.3)
+    assert abs(checkerboard(noise + other)) < 1.5

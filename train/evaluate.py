@@ -4,17 +4,18 @@
 
 Each image is cut to a multiple of 4, reduced with Pillow's bicubic, enlarged, rounded to 8 bits and
 compared with the original: PSNR and SSIM on the Y channel with 4 border pixels cut off
-(`srgan.metrics`), and a distance in VGG19's features (`train.metrics`).
+(`srgan.metrics`), a distance in VGG19's features and, with --lpips, LPIPS (`train.metrics`). A
+second table shows artefacts: the colour shift of each dataset, and checkerboards in its spectra.
 """
 
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -33,7 +34,15 @@ from srgan.image import (
 )
 from srgan.metrics import psnr_y, ssim_y
 from srgan.upscaler import Upscaler
-from train.metrics import feature_distances
+from train.metrics import (
+    SPECTRUM_BLOCK,
+    LPIPSError,
+    LPIPSNet,
+    checkerboard,
+    color_shift,
+    feature_distances,
+    load_lpips,
+)
 from train.vgg import TORCHVISION, VGG19, VGGError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +68,8 @@ class EvaluateConfig:
     """bundled, a weights folder, a .safetensors file, or user/repo[@revision] on the Hub."""
     vgg: str = TORCHVISION
     """VGG19 for the feature distance: a .safetensors file, torchvision (its download), or none."""
+    lpips: LPIPSNet | Literal["none"] = "none"
+    """Network of LPIPS, downloaded by torchvision; needs torchmetrics."""
     json: Path | None = None
     """Where to write the results."""
     sheets: Path | None = None
@@ -74,32 +85,39 @@ def evaluate(config: EvaluateConfig) -> dict:
 
     Returns:
         `{"weights": …, "versions": …, "evaluation": {dataset: {network: {metric: mean}}},
+        "artefacts": {dataset: {network: {metric: value}}},
         "images": {dataset: {file: {network: {metric: value}}}}}`; JSON-able.
 
     Raises:
         ValueError: a dataset holds no images or an image is too small.
         SRGANError: the weights or an image can't be read.
         VGGError: the VGG19 file can't be read.
+        LPIPSError: LPIPS can't be computed here.
     """
     upscaler = Upscaler(config.weights, config.device)
     vgg = _load_vgg(config.vgg)
     if vgg is not None:
         vgg.to(upscaler.device)
+    lpips = None if config.lpips == "none" else load_lpips(config.lpips, upscaler.device)
     images: dict[str, dict] = {}
+    artefacts: dict[str, dict] = {}
     for folder in config.datasets:
         files = sorted(path for path in folder.glob("*") if path.suffix.lower() in INPUT_SUFFIXES)
         if not files:
             raise ValueError(f"{folder} holds no images")
         images[folder.name] = {}
+        traces = []
         for path in tqdm(files, desc=folder.name, unit="image"):
             hr = crop_to_scale(open_image(path, max_pixels=MAX_PIXELS))
             results = dict(_enlarge(upscaler, shrink(hr)))
-            images[folder.name][path.name] = _measure(results, hr, vgg, upscaler.device)
+            images[folder.name][path.name] = _measure(results, hr, vgg, lpips, upscaler.device)
+            traces.append(_trace(results, hr))
             if config.sheets:
                 config.sheets.mkdir(parents=True, exist_ok=True)
                 pieces = [enlarge_nearest(shrink(hr)), *results.values(), hr]
                 sheet = comparison_sheet(pieces, config.sheet_crop)
                 sheet.save(config.sheets / f"{folder.name}-{path.stem}.png")
+        artefacts[folder.name] = _artefacts(traces)
     info = upscaler.info()
     return {
         "weights": {
@@ -109,6 +127,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         "device": info["device"],
         "versions": {**info["versions"], "numpy": version("numpy")},
         "evaluation": {name: _means(results) for name, results in images.items()},
+        "artefacts": artefacts,
         "images": images,
     }
 
@@ -121,7 +140,11 @@ def _enlarge(upscaler: Upscaler, lr: Image.Image) -> Iterator[tuple[str, Image.I
 
 
 def _measure(
-    results: dict[str, Image.Image], hr: Image.Image, vgg: VGG19 | None, device: torch.device
+    results: dict[str, Image.Image],
+    hr: Image.Image,
+    vgg: VGG19 | None,
+    lpips: Callable[[torch.Tensor, torch.Tensor], float] | None,
+    device: torch.device,
 ) -> dict[str, dict[str, float]]:
     original = to_tensor(hr)
     enlarged = {name: to_tensor(image) for name, image in results.items()}
@@ -134,7 +157,39 @@ def _measure(
         distances = feature_distances(vgg, images, original.to(device))
         for name, distance in zip(enlarged, distances, strict=True):
             metrics[name]["vgg19"] = distance
+    if lpips is not None:
+        for name, sr in enlarged.items():
+            metrics[name]["lpips"] = lpips(sr, original)
     return metrics
+
+
+def _trace(
+    results: dict[str, Image.Image], hr: Image.Image
+) -> dict[str, tuple[list[float], float | None]]:
+    """For each result its colour shift, and how much more checkerboard it has than the original;
+    None for images too small to have a spectrum."""
+    original = to_tensor(hr)
+    large = min(hr.size) >= SPECTRUM_BLOCK
+    enlarged = {name: to_tensor(image) for name, image in results.items()}
+    return {
+        name: (
+            color_shift(sr, original),
+            checkerboard(sr) - checkerboard(original) if large else None,
+        )
+        for name, sr in enlarged.items()
+    }
+
+
+def _artefacts(traces: list[dict]) -> dict[str, dict[str, float]]:
+    """Over a dataset: the largest mean error of a channel in 1/255, the mean checkerboard in dB."""
+    summary = {}
+    for network in traces[0]:
+        shifts = torch.tensor([trace[network][0] for trace in traces]).mean(0)
+        grids = [trace[network][1] for trace in traces if trace[network][1] is not None]
+        summary[network] = {"color_shift": shifts.abs().max().item()}
+        if grids:
+            summary[network]["checkerboard"] = sum(grids) / len(grids)
+    return summary
 
 
 def _means(results: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -172,22 +227,39 @@ def comparison_sheet(pieces: list[Image.Image], side: int) -> Image.Image:
     return sheet
 
 
+def artefact_table(artefacts: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Colour shifts and checkerboards as a Markdown table."""
+    titles = ["dataset", "network", "colour shift, 1/255", "checkerboard over the original, dB"]
+    lines = [_row(titles), _row(["---", "---", "---:", "---:"])]
+    for dataset, networks in artefacts.items():
+        for network, metrics in networks.items():
+            grid = f"{metrics['checkerboard']:.1f}" if "checkerboard" in metrics else "–"
+            shift = metrics["color_shift"]
+            lines.append(_row([dataset, LABELS[network], f"{shift:.2f}", grid]))
+    return "\n".join(lines)
+
+
 def table(evaluation: dict[str, dict[str, dict[str, float]]]) -> str:
     """The results as a Markdown table, the paper's beside ours."""
-    lines = [
-        "| dataset | network | PSNR-Y | SSIM-Y | VGG19 distance | paper's PSNR | paper's SSIM |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    measured = {key for row in evaluation.values() for metrics in row.values() for key in metrics}
+    perceptual = {"vgg19": "VGG19 distance", "lpips": "LPIPS"}
+    columns = [key for key in perceptual if key in measured or key == "vgg19"]
+    titles = ["dataset", "network", "PSNR-Y", "SSIM-Y", *(perceptual[key] for key in columns)]
+    titles += ["paper's PSNR", "paper's SSIM"]
+    lines = [_row(titles), _row(["---"] * 2 + ["---:"] * (len(titles) - 2))]
     for dataset, networks in evaluation.items():
         for network, metrics in networks.items():
-            distance = f"{metrics['vgg19']:.4f}" if "vgg19" in metrics else "–"
+            cells = [dataset, LABELS[network]]
+            cells += [f"{metrics['psnr_y']:.2f}", f"{metrics['ssim_y']:.4f}"]
+            cells += [f"{metrics[key]:.4f}" if key in metrics else "–" for key in columns]
             psnr, ssim = PAPER.get(dataset, {}).get(network, (None, None))
-            paper = f"{psnr:.2f} | {ssim:.4f}" if psnr else "– | –"
-            lines.append(
-                f"| {dataset} | {LABELS[network]} | {metrics['psnr_y']:.2f} "
-                f"| {metrics['ssim_y']:.4f} | {distance} | {paper} |"
-            )
+            cells += [f"{psnr:.2f}", f"{ssim:.4f}"] if psnr else ["–", "–"]
+            lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:
@@ -197,10 +269,12 @@ def main() -> int:
         results = evaluate(config)
         if config.json:
             config.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    except (ValueError, OSError, SRGANError, VGGError) as exc:
+    except (ValueError, OSError, SRGANError, VGGError, LPIPSError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     print(table(results["evaluation"]))
+    print()
+    print(artefact_table(results["artefacts"]))
     return 0
 
 

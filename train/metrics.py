@@ -1,12 +1,83 @@
-"""Measures of perceived likeness; PSNR and SSIM are in `srgan.metrics`."""
+"""Measures of perceived likeness and of artefacts; PSNR and SSIM are in `srgan.metrics`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srgan.generator import SCALE
 from train.vgg import LAYERS, VGG19
+
+LPIPSNet = Literal["alex", "vgg", "squeeze"]
+#: Side in pixels of the blocks whose spectra are averaged.
+SPECTRUM_BLOCK = 16 * SCALE
+
+
+class LPIPSError(Exception):
+    """LPIPS can't be computed here; the text says why and what to do."""
+
+
+def load_lpips(net: LPIPSNet, device: torch.device) -> Callable[[Tensor, Tensor], float]:
+    """LPIPS, calibrated on human judgement (Zhang et al. 2018); smaller is more alike.
+
+    Returns:
+        The distance of two images (1, 3, H, W) in [0, 1].
+
+    Raises:
+        LPIPSError: torchmetrics is not installed, or torchvision can't download the network.
+    """
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    except ImportError as exc:
+        raise LPIPSError("LPIPS needs torchmetrics: pip install torchmetrics") from exc
+    try:
+        metric = LearnedPerceptualImagePatchSimilarity(net, normalize=True).to(device)
+    except (OSError, RuntimeError) as exc:
+        raise LPIPSError(f"the network of LPIPS can't be loaded: {exc}") from exc
+
+    @torch.no_grad()
+    def distance(sr: Tensor, hr: Tensor) -> float:
+        return metric(sr.to(device), hr.to(device)).item()
+
+    return distance
+
+
+def color_shift(sr: Tensor, hr: Tensor) -> list[float]:
+    """Mean error of each channel in 1/255, signed.
+
+    Args:
+        sr, hr: (1, 3, H, W) in [0, 1].
+    """
+    return (255 * (sr - hr).mean((0, 2, 3))).tolist()
+
+
+def checkerboard(image: Tensor) -> float:
+    """How far the spectrum stands out at the frequencies of the pixel shuffles, in dB.
+
+    What repeats with the LR grid has all its power at multiples of 1 / SCALE of the sampling rate
+    in x and y. There the spectrum of luminance (mean over Hann-windowed blocks with half overlap)
+    is compared with the geometric mean of the frequencies around. A photograph has about 0 dB; on its own account a
+    regular texture can have more, so compare with the original.
+
+    Args:
+        image: (1, 3, H, W) in [0, 1], at least `SPECTRUM_BLOCK` pixels a side.
+    """
+    side = SPECTRUM_BLOCK
+    window = torch.hann_window(side, device=image.device)
+    blocks = image.mean(1)[0].unfold(0, side, side // 2).unfold(1, side, side // 2)
+    blocks = (blocks - blocks.mean((2, 3), keepdim=True)) * window[:, None] * window
+    power = torch.fft.fft2(blocks).abs().square().mean((0, 1)) + 1e-12  # (side, side)
+    step = side // SCALE
+    excess = []
+    for i in range(0, side, step):
+        for j in range(0, side, step):
+            if i or j:
+                around = [(i + d, j) for d in (-4, -3, 3, 4)] + [(i, j + d) for d in (-4, -3, 3, 4)]
+                levels = torch.stack([power[a % side, b % side] for a, b in around])
+                excess.append(power[i, j] / levels.log().mean().exp())
+    return 10 * torch.stack(excess).mean().log10().item()
 
 
 @torch.no_grad()

@@ -158,7 +158,12 @@ def make_card(config: dict, license: str, picture: str | None = None) -> ModelCa
         license: of the weights, as the Hub names it.
         picture: file in the folder that compares low-res, results and original.
     """
-    names = {"psnr_y": "PSNR-Y", "ssim_y": "SSIM-Y", "vgg19": "VGG19 feature distance"}
+    names = {
+        "psnr_y": "PSNR-Y",
+        "ssim_y": "SSIM-Y",
+        "vgg19": "VGG19 feature distance",
+        "lpips": "LPIPS",
+    }
     results = [
         EvalResult(
             task_type="image-to-image",
