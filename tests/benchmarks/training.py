@@ -1,9 +1,10 @@
 """Throughput of a stage-1 training step: the paper's form against ours, in one run.
 
-    python -m tests.benchmarks.training [--json FILE]
+    python -m tests.benchmarks.training [--data PREPARED] [--json FILE]
 
 The paper's form: eager, NCHW, float32, BN on the batch's statistics, the last 9×9 convolution at
 four times the resolution. The others add one thing each. Steps are interleaved, medians compared.
+With --data it also shows what drawing and degrading a batch costs on the device.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from srgan.generator import SCALE, Generator
+from train.data import CropSampler, load_packed
 from train.loop import fix_batch_norm
 
 
@@ -57,12 +59,27 @@ def make_step(
     return step
 
 
+def make_draw(data: Path, *, device: torch.device, batch: int, side: int) -> Callable[[], None]:
+    """A function that draws one batch of a prepared dataset."""
+    images, _ = load_packed(data, device)
+    generator = torch.Generator().manual_seed(0)
+    sampler = CropSampler(images, crop=SCALE * side, batch=batch, generator=generator)
+
+    def draw() -> None:
+        sampler.next()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return draw
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--side", type=int, default=24, help="of the LR crops in pixels")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--data", type=Path, help="folder made by train.prepare")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
@@ -78,6 +95,8 @@ def main() -> None:
         "side": options.side,
     }
     steps = {name: make_step(**common, **variant) for name, variant in variants.items()}
+    if options.data:
+        steps["(drawing the batch)"] = make_draw(options.data, **common)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(options.repeats + 2):
         for name, step in steps.items():
@@ -93,11 +112,18 @@ def main() -> None:
         f"{options.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end=""
     )
     print(f"batch {options.batch}, LR crops {options.side}×{options.side}\n")
-    print("| step | seconds | LR pixels/s | ratio |\n| --- | ---: | ---: | ---: |")
+    print("| step | seconds | images/s | LR pixels/s | ratio |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for name, values in seconds.items():
         median = statistics.median(values)
         results[name] = {"seconds": median, "lr_pixels_per_second": pixels / median}
-        print(f"| {name} | {median:.3f} | {pixels / median:,.0f} | {base / median:.2f} |")
+        speed = f"{options.batch / median:,.1f} | {pixels / median:,.0f}"
+        print(f"| {name} | {median:.3f} | {speed} | {base / median:.2f} |")
+    if options.data:
+        last = list(variants)[-1]
+        drawing = results["(drawing the batch)"]["seconds"]
+        share = drawing / (drawing + results[last]["seconds"])
+        print(f"\nDrawing takes {share:.1%} of the time of a step ({last}).")
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 
