@@ -197,9 +197,11 @@ def _load_hub(repository: str, revision: str | None, *, hurry: bool) -> Weights:
     folder, notices = fetch_files(repository, revision, names, hurry=hurry)
     try:
         weights = _load_folder(folder)
-    except _DamagedError:
-        forget_files(folder, names)
-        raise
+    except WeightsError as exc:
+        if isinstance(exc, _DamagedError):
+            forget_files(folder, names)
+        # Notices are public, and where the cache lies is nobody's business.
+        raise type(exc)(str(exc).replace(str(folder), repository)) from exc
     notices += weights.notices
     return replace(weights, source=repository, revision=folder.name, notices=notices)
 

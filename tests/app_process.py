@@ -1,5 +1,6 @@
 """The real app in a process of its own, for tests that speak to it from outside."""
 
+import json
 import os
 import signal
 import socket
@@ -24,6 +25,17 @@ class RunningApp:
 
     url: str
     process: subprocess.Popen
+
+    def info(self) -> dict:
+        """What the endpoint /info answers."""
+        call = f"{self.url}/gradio_api/call/info"
+        body = json.dumps({"data": []}).encode()
+        request = urllib.request.Request(call, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{call}/{event}", timeout=60) as stream:
+            lines = stream.read().decode().splitlines()
+        return json.loads(lines[lines.index("event: complete") + 1].removeprefix("data: "))[0]
 
     def terminate(self) -> int:
         """Sends SIGTERM and returns the exit code."""
@@ -58,18 +70,23 @@ def start(
 
 @contextmanager
 def running_app(
-    folder: Path, weights: Path | None = None, script: str | None = None
+    folder: Path,
+    weights: Path | str | None = None,
+    script: str | None = None,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[RunningApp]:
     """The app, from when it answers.
 
     Args:
         folder: for its temporary files and its log, app.log.
-        weights: a weights folder; None for the bundled ones.
+        weights: a weights folder, or a repository on the Hub; None for the bundled ones.
         script: Python code to run in place of app.py.
+        environment: further variables.
     """
     port = free_port()
     arguments = ["-c", script] if script else ["app.py"]
-    process = start(arguments, port, folder, {"SRGAN_WEIGHTS": str(weights or "bundled")})
+    environment = {"SRGAN_WEIGHTS": str(weights or "bundled"), **(environment or {})}
+    process = start(arguments, port, folder, environment)
     app = RunningApp(f"http://127.0.0.1:{port}", process)
     try:
         deadline = time.monotonic() + START

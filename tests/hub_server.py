@@ -10,6 +10,7 @@ import hashlib
 import http.server
 import json
 import re
+import sys
 import threading
 import time
 import urllib.parse
@@ -90,6 +91,11 @@ class HubServer(http.server.ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}  # by sha256, for Git LFS
         self._running = True
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def handle_error(self, request, client_address) -> None:
+        """Clients may leave in the middle of an answer."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def create(self, name: str, *, private: bool = False) -> Repository:
         """Makes a repository as the Hub does, with a first commit that holds .gitattributes."""

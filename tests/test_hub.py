@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from huggingface_hub import constants
 from srgan import WeightsError, hub, load_weights, save_weights
 from srgan import weights as module
 from srgan.hub import within
-from srgan.weights import BUNDLED, CONFIG_FILE, SRGAN_FILE, SRRESNET_FILE
+from srgan.weights import CONFIG_FILE, SRGAN_FILE, SRRESNET_FILE
+from tests.benchmarks.hub_faults import BUNDLED, CASES, WORKING, Start, start_app
 
 
 @pytest.fixture
@@ -189,7 +191,7 @@ def test_weights_that_do_not_arrive_are_left_for_the_bundled_ones(
     monkeypatch.setattr(hub, "HUB_PATIENCE", 1.0)
     published.fault = fault
     weights = load_weights("user/repo", fallback=True)
-    assert weights.source == BUNDLED
+    assert weights.source == module.BUNDLED
     assert first_weight(weights) == first_weight(load_weights(bundled))
     (notice,) = weights.notices
     assert notice.startswith("The bundled weights are in use: ")
@@ -214,7 +216,7 @@ def test_slow_hub_is_waited_for_where_nothing_else_will_do(
 
 def test_damaged_file_is_named(published):
     published.fault = "corrupt"
-    with pytest.raises(WeightsError, match=f"{SRRESNET_FILE} is damaged: its sha256 is"):
+    with pytest.raises(WeightsError, match=f"^user/repo/{SRRESNET_FILE} is damaged: its sha256 is"):
         load_weights("user/repo")
 
 
@@ -229,6 +231,31 @@ def test_cache_damaged_on_disk_heals(published, tmp_path):
     assert load_weights(f"user/repo@{commit}").revision == commit
 
 
+# -------------------------------------------------------------------------------------- the app
+
+
+HUB_CASES = [case for case in CASES if case != BUNDLED]
+
+
+@pytest.fixture(scope="module")
+def starts() -> dict[str, Start]:
+    """The app started in every case, a few at once because they mostly wait."""
+    with ThreadPoolExecutor(3) as pool:
+        return dict(zip(HUB_CASES, pool.map(start_app, HUB_CASES), strict=True))
+
+
+@pytest.mark.parametrize("case", HUB_CASES)
+def test_the_app_serves_soon_whatever_the_hub_does(starts, case):
+    start = starts[case]
+    assert start.weights_seconds < 10  # 5 for the Hub; then to read the others, on a busy machine
+    if case == WORKING:
+        assert start.source == "user/srgan-x4"
+        assert "bundled" not in " ".join(start.notices)
+    else:
+        assert start.source == module.BUNDLED
+        assert start.notices[0].startswith("The bundled weights are in use: user/srgan-x4")
+
+
 # --------------------------------------------------------------------------------------- Spaces
 
 
@@ -236,9 +263,9 @@ def test_a_space_uses_its_owners_weights(published, bundled, monkeypatch):
     monkeypatch.setattr(module, "SPACE_REPOSITORY", "repo")
     monkeypatch.setenv("SPACE_AUTHOR_NAME", "user")
     assert load_weights().source == "user/repo"
-    assert load_weights("bundled").source == BUNDLED
+    assert load_weights("bundled").source == module.BUNDLED
     monkeypatch.setenv("SRGAN_WEIGHTS", "bundled")
-    assert load_weights().source == BUNDLED
+    assert load_weights().source == module.BUNDLED
 
 
 def test_a_space_whose_owner_has_no_weights_uses_the_bundled_ones_quietly(
@@ -246,14 +273,14 @@ def test_a_space_whose_owner_has_no_weights_uses_the_bundled_ones_quietly(
 ):
     monkeypatch.setenv("SPACE_AUTHOR_NAME", "user")
     weights = load_weights()
-    assert (weights.source, weights.notices) == (BUNDLED, ())
+    assert (weights.source, weights.notices) == (module.BUNDLED, ())
 
 
 def test_a_space_that_cannot_reach_the_hub_says_so(published, bundled, monkeypatch):
     monkeypatch.setenv("SPACE_AUTHOR_NAME", "user")
     published.stop()
     weights = load_weights()
-    assert weights.source == BUNDLED
+    assert weights.source == module.BUNDLED
     assert weights.notices[0].startswith("The bundled weights are in use: user/srgan-x4 can't")
 
 
