@@ -239,8 +239,8 @@ HUB_CASES = [case for case in CASES if case != BUNDLED]
 
 @pytest.fixture(scope="module")
 def starts() -> dict[str, Start]:
-    """The app started in every case, a few at once because they mostly wait."""
-    with ThreadPoolExecutor(3) as pool:
+    """The app started in every case, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
         return dict(zip(HUB_CASES, pool.map(start_app, HUB_CASES), strict=True))
 
 

@@ -380,6 +380,11 @@ def test_an_existing_public_repository_serves_for_background_uploads(hub, files)
     assert "runs/a/log.jsonl" in hub.files("user/repo")
 
 
+def test_a_training_that_never_began_leaves_the_hub_alone(hub):
+    BackgroundPush("user/repo", every=None).finish({})
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize("fault", ["refused", "500", "silent", "no token"])
 def test_background_uploads_that_fail_are_a_warning(hub, files, monkeypatch, caplog, fault):
     monkeypatch.setattr(module, "ANSWER_PATIENCE", 0.5)

@@ -218,6 +218,8 @@ class BackgroundPush:
 
     def finish(self, files: Mapping[str, Path]) -> None:
         """Uploads the files as they are now, waiting at most `FINISH_PATIENCE` seconds."""
+        if not files:  # the training failed before it began
+            return
         deadline = time.monotonic() + FINISH_PATIENCE
         if self._thread:
             self._thread.join(FINISH_PATIENCE)
