@@ -1,4 +1,4 @@
-"""Builds the image and tries it, on a Debian machine without Docker and without a registry.
+r"""Builds the image and tries it, on a Debian machine without Docker and without a registry.
 
     apt-get install --no-install-recommends buildah debootstrap
     python3 deploy/build_and_try.py [options of `buildah bud`]
@@ -8,7 +8,7 @@ configuration. The container is a read-only root with its own processes, an unpr
 without capabilities, and writable /tmp and /cache: what deploy/ asks of Docker and Kubernetes.
 All is done in a temporary folder, which needs about 6 GB and is deleted at the end.
 
-Where torch's own index can't be reached, say where a CPU build is:
+Where torch's own index can't be reached, and pip is configured to look at a folder of wheels:
 
     python3 deploy/build_and_try.py --volume /opt/wheels:/opt/wheels:ro \
         --build-arg TORCH_INDEX=https://pypi.org/simple --build-arg TORCH=torch==2.13.0+cpu
