@@ -22,6 +22,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,25 @@ try:
 except ImportError:
     spaces = None
 
+from srgan import SCALE, Cancelled, ImageError, SRGANError, Upscaler, open_image, save_image
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Serve the SRGAN page and API.")
+    parser.add_argument("--share", action="store_true", help="also give it a public link")
+    parser.add_argument(
+        "--weights",
+        help="bundled, a weights folder or .safetensors file, or user/repo[@revision] on the Hub; "
+        "the default is SRGAN_WEIGHTS, else bundled",
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    # Until the server stands; as the first process of a container Python would ignore it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # The Hub may keep the weights waiting, and Gradio takes seconds to import: both at once.
+    import huggingface_hub.file_download  # noqa: F401  (not in two threads at a time)
+
+    loading = ThreadPoolExecutor(1).submit(Upscaler, arguments.weights, fallback=True)
+
 import gradio as gr
 from fastapi.responses import PlainTextResponse
 from gradio.block_function import BlockFunction
@@ -42,7 +62,6 @@ from gradio.processing_utils import save_base64_to_cache
 from gradio.utils import get_upload_folder, is_in_or_equal
 from PIL import Image
 
-from srgan import SCALE, Cancelled, ImageError, SRGANError, Upscaler, open_image, save_image
 from srgan.image import (
     OUTPUT_FORMATS,
     crop_to_scale,
@@ -945,23 +964,13 @@ def launch(demo: Demo, share: bool | None = None) -> None:
     demo.handlers.delete_results(older_than=0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve the SRGAN page and API.")
-    parser.add_argument("--share", action="store_true", help="also give it a public link")
-    parser.add_argument(
-        "--weights",
-        help="bundled, a weights folder or .safetensors file, or user/repo[@revision] on the Hub; "
-        "the default is SRGAN_WEIGHTS, else bundled",
-    )
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+def main(loading: Future[Upscaler], share: bool) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        demo = create_demo(Upscaler(arguments.weights, fallback=True))
-        launch(demo, share=arguments.share or None)
+        launch(create_demo(loading.result()), share=share or None)
     except (SRGANError, OSError) as error:
         sys.exit(f"app.py: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    main(loading, arguments.share)

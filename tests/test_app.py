@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -444,14 +445,11 @@ def test_zero_gpu_passes_on_what_is_wrong(lent_gpu, upscaler, tmp_path, monkeypa
         asyncio.run(handlers.upscale(photo(tmp_path / "cat.png")))
 
 
-def test_broken_weights_are_one_line(monkeypatch):
-    def broken(*args, **kwargs):
-        raise WeightsError("weights/srgan-x4.safetensors is damaged.")
-
-    monkeypatch.setattr(app, "Upscaler", broken)
-    monkeypatch.setattr("sys.argv", ["app.py"])
+def test_broken_weights_are_one_line():
+    loading = Future()
+    loading.set_exception(WeightsError("weights/srgan-x4.safetensors is damaged."))
     with pytest.raises(SystemExit) as caught:
-        app.main()
+        app.main(loading, share=False)
     assert caught.value.code == "app.py: weights/srgan-x4.safetensors is damaged."
 
 
@@ -616,6 +614,15 @@ def test_port_in_use_is_one_line(served, tiny_weights, tmp_path):
     assert process.wait(120) != 0
     log = (tmp_path / "app.log").read_text()
     assert "Traceback" not in log and str(port) in log.splitlines()[-1]
+
+
+def test_sigterm_before_the_server_stands_is_obeyed(tiny_weights, tmp_path):
+    process = start(["app.py"], free_port(), tmp_path, {"SRGAN_WEIGHTS": str(tiny_weights)})
+    while "srgan.upscaler: weights" not in (tmp_path / "app.log").read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(60) == 0
 
 
 def test_sigterm_lets_the_running_image_finish(tiny_weights, tmp_path):

@@ -58,8 +58,8 @@ def checkerboard(image: Tensor) -> float:
 
     What repeats with the LR grid has all its power at multiples of 1 / SCALE of the sampling rate
     in x and y. There the spectrum of luminance (mean over Hann-windowed blocks with half overlap)
-    is compared with the geometric mean of the frequencies around. A photograph has about 0 dB; on its own account a
-    regular texture can have more, so compare with the original.
+    is compared with the geometric mean of the frequencies around. A photograph has about 0 dB; a
+    regular texture can have more on its own account, so compare with the original.
 
     Args:
         image: (1, 3, H, W) in [0, 1], at least `SPECTRUM_BLOCK` pixels a side.

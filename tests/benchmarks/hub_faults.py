@@ -21,6 +21,7 @@ BUNDLED, WORKING, REFUSED = "bundled weights", "no fault", "refused"
 CASES = (BUNDLED, WORKING, REFUSED, *FAULTS)
 #: app.py, and how long it takes for its weights.
 SCRIPT = """
+import runpy
 import time
 from srgan import upscaler
 
@@ -33,8 +34,7 @@ def timed(*arguments, **options):
     return weights
 
 upscaler.load_weights = timed
-import app
-app.main()
+runpy.run_path("app.py", run_name="__main__")
 """
 
 
