@@ -13,6 +13,7 @@ from train.losses import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
+    normalized_vgg_loss,
     paper_vgg_loss,
     phase_loss,
     r1_penalty,
@@ -143,20 +144,44 @@ def test_vgg_losses_are_zero_for_equal_images_and_have_gradients_through_sr(vgg)
     sr = (hr + 0.1 * torch.rand_like(hr)).requires_grad_()
     weights = {"relu1_2": 0.5, "relu3_4": 1.0}
     assert paper_vgg_loss(vgg, hr, hr).item() == 0
-    assert relative_vgg_loss(vgg, hr, hr, weights).item() == 0
-    for loss in (paper_vgg_loss(vgg, sr, hr), relative_vgg_loss(vgg, sr, hr, weights)):
+    for layered in (relative_vgg_loss, normalized_vgg_loss):
+        assert layered(vgg, hr, hr, weights).item() == 0
+    for loss in (
+        paper_vgg_loss(vgg, sr, hr),
+        relative_vgg_loss(vgg, sr, hr, weights),
+        normalized_vgg_loss(vgg, sr, hr, weights),
+    ):
         (gradient,) = torch.autograd.grad(loss, sr)
         assert loss.item() > 0
         assert gradient.abs().max() > 0
 
 
-def test_layers_without_weight_are_not_computed(vgg, monkeypatch):
+@pytest.mark.parametrize("loss", [relative_vgg_loss, normalized_vgg_loss])
+def test_layers_without_weight_are_not_computed(vgg, monkeypatch, loss):
     sr, hr = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
-    expected = relative_vgg_loss(vgg, sr, hr, {"relu2_2": 2.0})
+    expected = loss(vgg, sr, hr, {"relu2_2": 2.0})
     deep = vgg.features[LAYERS["relu2_2"] + 1]
     monkeypatch.setattr(deep, "forward", lambda x: pytest.fail("a layer above was computed"))
     weights = {"relu1_2": 0.0, "relu2_2": 2.0, "relu5_4": 0.0}
-    assert relative_vgg_loss(vgg, sr, hr, weights) == expected
+    assert loss(vgg, sr, hr, weights) == expected
+
+
+def test_normalized_loss_is_the_feature_distance_but_where_features_are_weak(vgg):
+    sr, hr = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+    (distance,) = feature_distances(vgg, [sr], hr)
+    loss = normalized_vgg_loss(vgg, sr, hr, dict.fromkeys(LAYERS, 1.0)).item()
+    assert loss == pytest.approx(distance, rel=0.05)
+
+
+def test_normalized_loss_has_gradients_where_there_are_no_features():
+    sr, hr = torch.zeros(1, 4, 2, 2, requires_grad=True), torch.rand(1, 4, 2, 2)
+
+    def identity(image, layers):
+        return [image]
+
+    loss = normalized_vgg_loss(identity, sr, hr, {"relu1_2": 1.0})
+    (gradient,) = torch.autograd.grad(loss, sr)
+    assert gradient.isfinite().all() and gradient.abs().max() > 0
 
 
 def test_paper_loss_is_squared_error_of_scaled_features(vgg):

@@ -43,6 +43,7 @@ from train.losses import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
+    normalized_vgg_loss,
     paper_vgg_loss,
     phase_loss,
     r1_penalty,
@@ -54,38 +55,32 @@ from train.vgg import LAYERS, TORCHVISION, VGG19, VGGError
 
 logger = logging.getLogger(__name__)
 
-#: Wang et al. 2021, "Real-ESRGAN", §4.1.
-REAL_ESRGAN_LAYERS = {
-    "relu1_2": 0.1,
-    "relu2_2": 0.1,
-    "relu3_4": 1.0,
-    "relu4_4": 1.0,
-    "relu5_4": 1.0,
-}
+LAYERED_LOSSES = {"normalized": normalized_vgg_loss, "relative": relative_vgg_loss}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig(TrainingConfig):
     """Settings of stage 2."""
 
-    ON_CPU = 8, 2e-4
+    ON_CPU = 8, 1e-4
     ON_GPU = 16, 1e-4
 
     init: Path
     """Weights of stage 1 (.safetensors)."""
     vgg: str = TORCHVISION
     """VGG19: a .safetensors file with torchvision's names, or torchvision (its download)."""
-    perceptual: Literal["relative", "paper"] = "relative"
-    """VGG loss: mean absolute error of several layers relative to their magnitude, for any VGG
-    weights; or the paper's squared error of φ5,4 / 12.75, for the Caffe release's."""
+    perceptual: Literal["normalized", "relative", "paper"] = "normalized"
+    """VGG loss: of several layers the squared error of the features' directions, or the mean
+    absolute error relative to their magnitude, both for any VGG weights; or the paper's squared
+    error of φ5,4 / 12.75, for the Caffe release's."""
     perceptual_weight: float = 1.0
     """Weight of the VGG loss."""
-    perceptual_layers: dict[str, float] = field(default_factory=lambda: dict(REAL_ESRGAN_LAYERS))
-    """Layers of the relative VGG loss and their weights (Wang et al. 2021, Real-ESRGAN); those
-    above the last layer with a weight are not computed."""
-    pixel_weight: float = 5.0
+    perceptual_layers: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LAYERS, 1.0))
+    """Layers of the VGG loss, unless it is the paper's, and their weights (Wang et al. 2021,
+    Real-ESRGAN: 0.1, 0.1, 1, 1, 1); those above the last with a weight are not computed."""
+    pixel_weight: float = 2.0
     """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
-    phase_weight: float = 1000.0
+    phase_weight: float = 250.0
     """Weight of the squared error that repeats with the low-res grid: checkerboards, colour casts
     (`train.losses.phase_loss`)."""
     adversarial_weight: float = 0.1
@@ -121,9 +116,10 @@ class PaperConfig(AdversarialConfig):
 
     ON_CPU = ON_GPU = 16, 1e-4
 
-    perceptual: Literal["relative", "paper"] = "paper"
-    """VGG loss: the paper's squared error of φ5,4 / 12.75, for the Caffe release's weights; or the
-    mean absolute error of several layers relative to their magnitude, for any."""
+    perceptual: Literal["normalized", "relative", "paper"] = "paper"
+    """VGG loss: the paper's squared error of φ5,4 / 12.75, for the Caffe release's weights; or, for
+    any, of several layers the squared error of the features' directions, or the mean absolute error
+    relative to their magnitude."""
     pixel_weight: float = 0.0
     """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
     phase_weight: float = 0.0
@@ -193,7 +189,7 @@ def adversarial(config: AdversarialConfig) -> float:
                 if config.perceptual == "paper":
                     perceptual = paper_vgg_loss(vgg, sr, hr)
                 else:
-                    perceptual = relative_vgg_loss(
+                    perceptual = LAYERED_LOSSES[config.perceptual](
                         vgg, sr, hr, config.perceptual_layers, world.mean
                     )
             losses = {

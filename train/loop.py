@@ -59,7 +59,7 @@ class TrainingConfig:
     in stage 2."""
     learning_rate: float | None = None
     """Adam's, at the top of its curve: linear warm-up, then half a cosine. By default 5e-4 in stage
-    1; in stage 2 2e-4 on a CPU and 1e-4 on a GPU."""
+    1 and 1e-4 in stage 2."""
     warmup: int = 200
     """Steps in which the learning rate rises."""
     ema: float = 0.999

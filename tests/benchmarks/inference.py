@@ -1,0 +1,239 @@
+"""Speed and memory of enlarging: the network as in the paper, ours, and other runtimes.
+
+    pip install -r tests/benchmarks/requirements.txt
+    python -m tests.benchmarks.inference [--sizes 128 256 512] [--json FILE]
+
+All have the same weights, image and number of threads, in float32. Runs are interleaved and medians
+compared; before that the results are checked to be equal. A runtime that is not installed is left
+out. GFLOP/s count the operations of the paper's graph, whatever a runtime makes of it; the peak is
+what a matrix product reaches here. Memory is the peak of a process that runs this engine alone.
+"""
+
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srgan.generator import Generator, InferenceGenerator, fold
+from srgan.tiling import enlarge_tiled
+from srgan.weights import load_weights
+
+#: Largest difference between two results that rounding explains.
+TOLERANCE = 1e-4
+Engine = Callable[[Tensor], Tensor]  # (1, 3, h, w) in [0, 1] -> (1, 3, 4h, 4w)
+
+
+def paper(generator: Generator, folder: Path) -> Engine:
+    """As published: eager, NCHW, batch normalisation, the last convolution at full resolution."""
+    return torch.inference_mode()(generator)
+
+
+def ours(generator: Generator, folder: Path) -> Engine:
+    """As Upscaler runs it."""
+    network = InferenceGenerator(fold(generator))
+    return torch.inference_mode()(partial(enlarge_tiled, network))
+
+
+def onnxruntime(generator: Generator, folder: Path) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    path = _export_onnx(generator, folder)
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda lr: torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0])
+
+
+def openvino(generator: Generator, folder: Path) -> Engine:
+    import openvino
+
+    model = openvino.Core().compile_model(
+        _export_onnx(generator, folder),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the processor has it
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        },
+    )
+    return lambda lr: torch.from_numpy(model(lr.numpy())[0])
+
+
+def ncnn(generator: Generator, folder: Path) -> Engine:
+    import ncnn
+    import pnnx
+
+    path = folder / "generator.pt"
+    pnnx.export(generator, str(path), torch.rand(1, 3, 64, 64), fp16=False)
+    network = ncnn.Net()
+    network.opt.num_threads = torch.get_num_threads()
+    for precision in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
+        setattr(network.opt, f"use_{precision}", False)
+    network.load_param(str(path.with_suffix(".ncnn.param")))
+    network.load_model(str(path.with_suffix(".ncnn.bin")))
+
+    def run(lr: Tensor) -> Tensor:
+        extractor = network.create_extractor()
+        extractor.input("in0", ncnn.Mat(lr[0].numpy()))
+        return torch.from_numpy(np.array(extractor.extract("out0")[1]))[None]
+
+    return run
+
+
+ENGINES = {f.__name__: f for f in (paper, ours, onnxruntime, openvino, ncnn)}
+
+
+def _export_onnx(generator: Generator, folder: Path) -> str:
+    path = folder / "generator.onnx"
+    if not path.exists():
+        torch.onnx.export(
+            generator,
+            (torch.rand(1, 3, 64, 64),),
+            path,
+            input_names=["lr"],
+            dynamic_shapes=({2: torch.export.Dim("height"), 3: torch.export.Dim("width")},),
+            verbose=False,
+        )
+    return str(path)
+
+
+def make(name: str, weights: str, folder: Path) -> Engine:
+    return ENGINES[name](load_weights(weights).srresnet.eval(), folder)
+
+
+def operations(generator: Generator) -> int:
+    """Floating-point operations of the paper's graph for one LR pixel."""
+    total = 0
+    for name, parameter in generator.named_parameters():
+        if parameter.dim() == 4:
+            pixels = {"upsample2": 4, "head": 16}.get(name.split(".")[0], 1)
+            total += 2 * pixels * parameter.numel()
+    return total
+
+
+def matmul_peak(side: int = 1536, repeats: int = 7) -> float:
+    """GFLOP/s of the fastest matrix product."""
+    a, b = torch.rand(side, side), torch.rand(side, side)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds) / 1e9
+
+
+def picture(height: int, width: int) -> Tensor:
+    """Smooth noise: results of real weights then stay in the range of pictures."""
+    noise = torch.rand(1, 3, height // 8 + 2, width // 8 + 2, generator=torch.manual_seed(0))
+    return torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").clamp(0, 1)
+
+
+def time_engines(
+    engines: dict[str, Engine], lr: Tensor, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Seconds of each, and the largest difference from the first one's result.
+
+    Raises:
+        SystemExit: a result is not equal to the first one's.
+    """
+    results = {name: engine(lr) for name, engine in engines.items()}  # and warms up
+    expected = next(iter(results.values()))
+    errors = {name: (result - expected).abs().max().item() for name, result in results.items()}
+    wrong = [name for name, error in errors.items() if not error < TOLERANCE]
+    if wrong:
+        sys.exit(f"error: {', '.join(wrong)} differ by more than {TOLERANCE}: {errors}")
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(repeats):
+        for name, engine in engines.items():
+            start = time.perf_counter()
+            engine(lr)
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {"seconds": statistics.median(values), "difference": errors[name]}
+        for name, values in seconds.items()
+    }
+
+
+def peak_memory(name: str, weights: str, height: int, width: int) -> tuple[int, int]:
+    """Bytes that a process of its own needs with the engine loaded, and at most when it runs."""
+    command = [sys.executable, "-m", "tests.benchmarks.inference", "--weights", weights]
+    command += ["--alone", name, "--sizes", f"{height}x{width}"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    loaded, peak = json.loads(output.splitlines()[-1])
+    return loaded, peak
+
+
+def _resident() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=_size, nargs="+", default=["128", "251x183", "256", "512"])
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--weights", default="bundled")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-memory", action="store_true", help="don't measure memory")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--alone", choices=list(ENGINES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    sizes = [_size(size) if isinstance(size, str) else size for size in options.sizes]
+
+    with tempfile.TemporaryDirectory() as folder:
+        if options.alone:
+            engine = make(options.alone, options.weights, Path(folder))
+            engine(picture(16, 16))
+            loaded = _resident()
+            engine(picture(*sizes[0]))
+            print(json.dumps([loaded, _resident()]))
+            return
+        there = {"paper": True, "ours": True}
+        names = [n for n in options.engines if there.get(n) or importlib.util.find_spec(n)]
+        left_out = [name for name in options.engines if name not in names]
+        engines = {name: make(name, options.weights, Path(folder)) for name in names}
+        flops = operations(load_weights(options.weights).srresnet)
+        peak = matmul_peak()
+        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", end="")
+        print(f", peak {peak:.0f} GFLOP/s", end="")
+        print(f"; not installed: {', '.join(left_out)}" if left_out else "")
+        titles = ["size", "engine", "seconds", "ratio", "GFLOP/s", "of peak", "peak MB", "over"]
+        print(f"\n| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * 6}")
+        report = {}
+        for height, width in sizes:
+            rows = time_engines(engines, picture(height, width), options.repeats)
+            first = next(iter(rows.values()))["seconds"]
+            for name, row in rows.items():
+                speed = flops * height * width / row["seconds"] / 1e9
+                row |= {"gflops": speed, "ratio": first / row["seconds"]}
+                cells = [f"{height}×{width}", name, f"{row['seconds']:.3f}", f"{row['ratio']:.2f}"]
+                cells += [f"{speed:.0f}", f"{speed / peak:.0%}"]
+                if not options.no_memory:
+                    loaded, most = peak_memory(name, options.weights, height, width)
+                    row |= {"loaded_bytes": loaded, "peak_bytes": most}
+                    cells += [f"{most / 1e6:.0f}", f"{(most - loaded) / 1e6:.0f}"]
+                print(f"| {' | '.join(cells)} |", flush=True)
+            report[f"{height}x{width}"] = rows
+    if options.json:
+        report = {"peak_gflops": peak, "threads": torch.get_num_threads(), "sizes": report}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
