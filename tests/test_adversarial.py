@@ -82,20 +82,24 @@ def test_both_presets_train_and_write_weights(tmp_path, settings, preset):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_every_option_takes_part(tmp_path, settings):
+@pytest.mark.parametrize("perceptual", ["normalized", "relative", "paper"])
+def test_every_option_takes_part(tmp_path, settings, perceptual):
+    losses = ("perceptual", "pixel", "phase", "adversarial", "feature_matching")
+    weights = dict(zip(losses, (1.0, 0.5, 20.0, 0.01, 0.1), strict=True))
     options = {
-        "feature_matching_weight": 0.1,
+        **{f"{loss}_weight": weight for loss, weight in weights.items()},
         "r1": 1.0,
         "normalization": "none",
         "batch_norm": "batch",
         "relativistic": False,
+        "perceptual": perceptual,
         "perceptual_layers": {"relu2_2": 1.0},
     }
     adversarial(AdversarialConfig(**settings, **options, out=tmp_path, steps=2))
     (entry,) = entries(tmp_path)
     assert all(math.isfinite(value) for value in entry.values())
-    parts = entry["perceptual"] + 0.5 * entry["pixel"] + 1e-2 * entry["adversarial"]
-    assert entry["loss"] == pytest.approx(parts + 0.1 * entry["feature_matching"], rel=1e-4)
+    total = sum(weight * entry[loss] for loss, weight in weights.items())
+    assert entry["loss"] == pytest.approx(total, rel=1e-4)
 
 
 def test_resumed_run_matches_uninterrupted_run(tmp_path, settings):
