@@ -216,8 +216,9 @@ def main() -> None:
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", end="")
         print(f", peak {peak:.0f} GFLOP/s", end="")
         print(f"; not installed: {', '.join(left_out)}" if left_out else "")
-        titles = ["size", "engine", "seconds", "ratio", "GFLOP/s", "of peak", "peak MB", "over"]
-        print(f"\n| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * 6}")
+        titles = ["size", "engine", "seconds", "ratio", "GFLOP/s", "of peak"]
+        titles += [] if options.no_memory else ["peak MB", "over loaded"]
+        print(f"\n| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * (len(titles) - 2)}")
         report = {}
         for height, width in sizes:
             rows = time_engines(engines, picture(height, width), options.repeats)
