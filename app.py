@@ -423,7 +423,7 @@ class Handlers:
                 raise SRGANError("The server is being restarted. Please try again in a minute.")
             report(0.0)
             started = time.perf_counter()
-            sr = self._network(image, detail, *(() if ZERO_GPU else (report,)))
+            sr = self._network(image, detail, report)
             return sr, time.perf_counter() - started
 
     def _left_half(self, run: Run, left: str) -> str:
@@ -525,7 +525,7 @@ def _errors_as_gradio() -> Iterator[None]:
 
 
 def _on_zero_gpu(upscaler: Upscaler) -> Callable[..., Image.Image]:
-    """`upscaler.upscale` without progress, in the process to which ZeroGPU lends a GPU.
+    """`upscaler.upscale` in the process to which ZeroGPU lends a GPU, so without progress.
 
     Arguments and result are pickled; of exceptions only Gradio's own keep their text.
     """
@@ -534,7 +534,8 @@ def _on_zero_gpu(upscaler: Upscaler) -> Callable[..., Image.Image]:
         with _errors_as_gradio():
             return upscaler.upscale(image, detail)
 
-    return spaces.GPU(upscale, duration=_seconds_on_zero_gpu)
+    lent = spaces.GPU(upscale, duration=_seconds_on_zero_gpu)
+    return lambda image, detail, report: lent(image, detail)
 
 
 def _seconds_on_zero_gpu(image: Image.Image, detail: float | None) -> int:

@@ -110,8 +110,12 @@ def evaluate(config: EvaluateConfig) -> dict:
         for path in tqdm(files, desc=folder.name, unit="image"):
             hr = crop_to_scale(open_image(path, max_pixels=MAX_PIXELS))
             results = dict(_enlarge(upscaler, shrink(hr)))
-            images[folder.name][path.name] = _measure(results, hr, vgg, lpips, upscaler.device)
-            traces.append(_trace(results, hr))
+            original = to_tensor(hr)
+            enlarged = {name: to_tensor(image) for name, image in results.items()}
+            images[folder.name][path.name] = _measure(
+                enlarged, original, vgg, lpips, upscaler.device
+            )
+            traces.append(_trace(enlarged, original))
             if config.sheets:
                 config.sheets.mkdir(parents=True, exist_ok=True)
                 pieces = [enlarge_nearest(shrink(hr)), *results.values(), hr]
@@ -140,14 +144,12 @@ def _enlarge(upscaler: Upscaler, lr: Image.Image) -> Iterator[tuple[str, Image.I
 
 
 def _measure(
-    results: dict[str, Image.Image],
-    hr: Image.Image,
+    enlarged: dict[str, torch.Tensor],
+    original: torch.Tensor,
     vgg: VGG19 | None,
     lpips: Callable[[torch.Tensor, torch.Tensor], float] | None,
     device: torch.device,
 ) -> dict[str, dict[str, float]]:
-    original = to_tensor(hr)
-    enlarged = {name: to_tensor(image) for name, image in results.items()}
     metrics = {
         name: {"psnr_y": psnr_y(sr, original), "ssim_y": ssim_y(sr, original)}
         for name, sr in enlarged.items()
@@ -164,18 +166,14 @@ def _measure(
 
 
 def _trace(
-    results: dict[str, Image.Image], hr: Image.Image
+    enlarged: dict[str, torch.Tensor], original: torch.Tensor
 ) -> dict[str, tuple[list[float], float | None]]:
     """For each result its colour shift, and how much more checkerboard it has than the original;
     None for images too small to have a spectrum."""
-    original = to_tensor(hr)
-    large = min(hr.size) >= SPECTRUM_BLOCK
-    enlarged = {name: to_tensor(image) for name, image in results.items()}
+    large = min(original.shape[2:]) >= SPECTRUM_BLOCK
+    own = checkerboard(original) if large else 0.0
     return {
-        name: (
-            color_shift(sr, original),
-            checkerboard(sr) - checkerboard(original) if large else None,
-        )
+        name: (color_shift(sr, original), checkerboard(sr) - own if large else None)
         for name, sr in enlarged.items()
     }
 

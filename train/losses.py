@@ -50,13 +50,59 @@ def relative_vgg_loss(
     Returns:
         The weighted mean over the layers: 0 for equal images, about 1 for unrelated ones.
     """
+
+    def error(features: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(features, target) / mean(target)
+
+    return _mean_over_layers(vgg, sr, hr, weights, error)
+
+
+def normalized_vgg_loss(
+    vgg: VGG19,
+    sr: Tensor,
+    hr: Tensor,
+    weights: Mapping[str, float],
+    mean: Callable[[Tensor], Tensor] = torch.mean,
+) -> Tensor:
+    """Squared error of VGG19 features scaled to length 1 at each position.
+
+    The form of LPIPS (Zhang et al. 2018) without its calibration, and of the distance by which
+    `train.evaluate` measures: weights trained with it are no longer judged by it independently.
+
+    Args:
+        sr, hr: (N, 3, H, W) in [0, 1].
+        weights: layer of `train.vgg.LAYERS` -> weight, at least 0 and not all 0.
+        mean: of features over the whole batch, where this is a process's share of it.
+
+    Returns:
+        The weighted mean over the layers: 0 for equal images, at most 2.
+    """
+
+    def error(features: Tensor, target: Tensor) -> Tensor:
+        # Where there is next to no feature, its direction means nothing.
+        least = 0.01 * mean(target.square().sum(1))
+        direction, wanted = (
+            x * (x.square().sum(1, keepdim=True) + least).rsqrt() for x in (features, target)
+        )
+        return (direction - wanted).square().sum(1).mean()
+
+    return _mean_over_layers(vgg, sr, hr, weights, error)
+
+
+def _mean_over_layers(
+    vgg: VGG19,
+    sr: Tensor,
+    hr: Tensor,
+    weights: Mapping[str, float],
+    error: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The weighted mean of an error of features, (N, C, h, w) float32, over those of hr."""
     layers = tuple(name for name, weight in weights.items() if weight)
     with torch.no_grad():
         targets = vgg(hr, layers)
     total = sr.new_zeros(())
     for name, features, target in zip(layers, vgg(sr, layers), targets, strict=True):
-        error = F.l1_loss(features.float(), target.float())
-        total = total + weights[name] * error / mean(target.float())
+        total = total + weights[name] * error(features.float(), target.float())
     return total / sum(weights.values())
 
 
@@ -104,40 +150,6 @@ def _cross_entropy(
     real_loss = F.binary_cross_entropy_with_logits(real, torch.full_like(real, real_is))
     fake_loss = F.binary_cross_entropy_with_logits(fake, torch.full_like(fake, 1 - real_is))
     return (real_loss + fake_loss) / 2
-
-
-def normalized_vgg_loss(
-    vgg: VGG19,
-    sr: Tensor,
-    hr: Tensor,
-    weights: Mapping[str, float],
-    mean: Callable[[Tensor], Tensor] = torch.mean,
-) -> Tensor:
-    """Squared error of VGG19 features scaled to length 1 at each position.
-
-    The form of LPIPS (Zhang et al. 2018) without its calibration, and of the distance by which
-    `train.evaluate` measures: weights trained with it are no longer judged by it independently.
-
-    Args:
-        sr, hr: (N, 3, H, W) in [0, 1].
-        weights: layer of `train.vgg.LAYERS` -> weight, at least 0 and not all 0.
-        mean: of features over the whole batch, where this is a process's share of it.
-
-    Returns:
-        The weighted mean over the layers: 0 for equal images, at most 2.
-    """
-    layers = tuple(name for name, weight in weights.items() if weight)
-    with torch.no_grad():
-        targets = vgg(hr, layers)
-    total = sr.new_zeros(())
-    for name, features, target in zip(layers, vgg(sr, layers), targets, strict=True):
-        features, target = features.float(), target.float()
-        # Where there is next to no feature, its direction means nothing.
-        least = 0.01 * mean(target.square().sum(1))
-        direction = features * (features.square().sum(1, keepdim=True) + least).rsqrt()
-        wanted = target * (target.square().sum(1, keepdim=True) + least).rsqrt()
-        total = total + weights[name] * (direction - wanted).square().sum(1).mean()
-    return total / sum(weights.values())
 
 
 def phase_loss(sr: Tensor, hr: Tensor, *, window: int = 8) -> Tensor:

@@ -30,6 +30,8 @@ from srgan.generator import Generator, InferenceGenerator, fold
 from srgan.tiling import enlarge_tiled
 from srgan.weights import load_weights
 
+#: Heights and widths in pixels that are measured by default.
+SIZES = [(128, 128), (251, 183), (256, 256), (512, 512)]
 #: Largest difference between two results that rounding explains.
 TOLERANCE = 1e-4
 Engine = Callable[[Tensor], Tensor]  # (1, 3, h, w) in [0, 1] -> (1, 3, 4h, 4w)
@@ -182,6 +184,10 @@ def _peak() -> int:
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
+def _is_there(name: str) -> bool:
+    return name in ("paper", "ours") or importlib.util.find_spec(name) is not None
+
+
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.partition("x")
     return int(height), int(width or height)
@@ -189,7 +195,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=_size, nargs="+", default=["128", "251x183", "256", "512"])
+    parser.add_argument("--sizes", type=_size, nargs="+", default=SIZES)
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--weights", default="bundled")
     parser.add_argument("--repeats", type=int, default=5)
@@ -197,18 +203,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", choices=list(ENGINES), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    sizes = [_size(size) if isinstance(size, str) else size for size in options.sizes]
 
     with tempfile.TemporaryDirectory() as folder:
         if options.alone:
             engine = make(options.alone, options.weights, Path(folder))
             engine(picture(16, 16))
             loaded = _peak()
-            engine(picture(*sizes[0]))
+            engine(picture(*options.sizes[0]))
             print(json.dumps([loaded, _peak()]))
             return
-        there = {"paper": True, "ours": True}
-        names = [n for n in options.engines if there.get(n) or importlib.util.find_spec(n)]
+        names = [name for name in options.engines if _is_there(name)]
         left_out = [name for name in options.engines if name not in names]
         engines = {name: make(name, options.weights, Path(folder)) for name in names}
         flops = operations(load_weights(options.weights).srresnet)
@@ -220,7 +224,7 @@ def main() -> None:
         titles += [] if options.no_memory else ["peak MB", "over loaded"]
         print(f"\n| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * (len(titles) - 2)}")
         report = {}
-        for height, width in sizes:
+        for height, width in options.sizes:
             rows = time_engines(engines, picture(height, width), options.repeats)
             first = next(iter(rows.values()))["seconds"]
             for name, row in rows.items():
