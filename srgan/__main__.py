@@ -9,13 +9,19 @@ import logging
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
+from typing import get_args
 
+from PIL import Image
 from tqdm import tqdm
 
 from srgan.errors import ImageError, SRGANError
 from srgan.image import INPUT_SUFFIXES, OUTPUT_FORMATS, notices, open_image, save_image
-from srgan.upscaler import Upscaler
+from srgan.upscaler import Precision, Upscaler
 
 OUTPUT_SUFFIXES = sorted({*OUTPUT_FORMATS.values(), *(f".{name}" for name in OUTPUT_FORMATS)})
 
@@ -37,19 +43,56 @@ def _run(options: argparse.Namespace) -> int:
     if options.detail is not None and not 0 <= options.detail <= 1:
         raise ValueError(f"--detail must be in [0, 1], got {options.detail:g}")
     jobs = _jobs(options.input, options.output)
-    upscaler = Upscaler(options.weights, options.device, tile=options.tile)
+    upscaler = Upscaler(
+        options.weights, options.device, tile=options.tile, precision=options.precision
+    )
     for notice in upscaler.notices:
         _say(f"note: {notice}")
     _make_writable(jobs[0][1].parent)
+    return 1 if _enlarge_all(upscaler, jobs, options.detail) else 0
+
+
+def _enlarge_all(upscaler: Upscaler, jobs: list[tuple[Path, Path]], detail: float | None) -> int:
+    """Enlarges; while it does, the next image is read and the one before written.
+
+    Returns:
+        How many failed.
+    """
     failed = 0
-    # disable=None: no bar where there is no terminal
-    for source, target in tqdm(jobs, unit="image", disable=None if len(jobs) > 1 else True):
+
+    @contextmanager
+    def telling(source: Path) -> Iterator[None]:
+        nonlocal failed
         try:
-            _enlarge(upscaler, source, target, options.detail)
+            yield
         except (SRGANError, OSError, ValueError) as exc:
             failed += 1
             _say(f"error: {source}: {exc}")
-    return 1 if failed else 0
+
+    # disable=None: no bar where there is no terminal
+    bar = tqdm(total=len(jobs), unit="image", disable=None if len(jobs) > 1 else True)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, bar:
+
+        def read(job: tuple[Path, Path]) -> Future[Image.Image]:
+            return reader.submit(open_image, job[0], max_pixels=upscaler.max_pixels)
+
+        def finish(source: Path, writing: Future[None]) -> None:
+            with telling(source):
+                writing.result()
+
+        reading = read(jobs[0])
+        written: tuple[Path, Future[None]] | None = None
+        for (source, target), following in zip_longest(jobs, jobs[1:]):
+            current, reading = reading, read(following) if following else None
+            with telling(source):
+                result = _enlarge(upscaler, source, current.result(), detail)
+                if written:  # one result waits at most
+                    finish(*written)
+                written = source, writer.submit(save_image, result, target)
+            bar.update()
+        if written:
+            finish(*written)
+    return failed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
         "128, much more time (default: chosen)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        help="of the computation (default: SRGAN_PRECISION, else auto, the fastest that keeps the "
+        "pictures)",
+    )
     return parser
 
 
@@ -137,16 +186,16 @@ def _make_writable(folder: Path) -> None:
         raise ImageError(f"{folder} is not writable; choose another output.")
 
 
-def _enlarge(upscaler: Upscaler, source: Path, target: Path, detail: float | None) -> None:
-    image = open_image(source, max_pixels=upscaler.max_pixels)
+def _enlarge(
+    upscaler: Upscaler, source: Path, image: Image.Image, detail: float | None
+) -> Image.Image:
     for notice in notices(image):
         _say(f"note: {source}: {notice}")
     # delay: only on work of more than a second
     with tqdm(total=100, unit="%", desc=source.name, leave=False, delay=1, disable=None) as bar:
-        result = upscaler.upscale(
+        return upscaler.upscale(
             image, detail, progress=lambda fraction: bar.update(int(100 * fraction) - bar.n)
         )
-    save_image(result, target)
 
 
 def _say(message: str) -> None:

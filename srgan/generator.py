@@ -236,7 +236,8 @@ class InferenceGenerator(nn.Module):
                     value = value.contiguous(memory_format=torch.channels_last)
                 self.register_buffer(name.replace(".", "_"), value)
 
-    def _conv(self, name: str, x: Tensor) -> Tensor:
+    def convolve(self, name: str, x: Tensor) -> Tensor:
+        """The named convolution and, where one follows, its PReLU."""
         key = name.replace(".", "_")
         weight = getattr(self, f"{key}_weight")
         x = F.conv2d(x, weight, getattr(self, f"{key}_bias"), padding=weight.shape[-1] // 2)
@@ -244,18 +245,19 @@ class InferenceGenerator(nn.Module):
 
     def body(self, lr: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
         """(N, 3, h, w) in [0, 1] -> features (N, C, h, w); `tick` is called after each block."""
-        stem = x = self._conv("stem", lr.contiguous(memory_format=torch.channels_last))
+        lr = lr.to(self.stem_weight.dtype, memory_format=torch.channels_last)
+        stem = x = self.convolve("stem", lr)
         for i in range(self.depth):
-            x = self._conv(f"blocks.{i}.conv2", self._conv(f"blocks.{i}.conv1", x)).add_(x)
+            x = self.convolve(f"blocks.{i}.conv2", self.convolve(f"blocks.{i}.conv1", x)).add_(x)
             if tick is not None:
                 tick()
-        return self._conv("conv", x).add_(stem)
+        return self.convolve("conv", x).add_(stem)
 
     def tail(self, features: Tensor) -> Tensor:
         """Features (N, C, h, w) -> (N, 3, 4h, 4w), not clamped."""
-        x = F.pixel_shuffle(self._conv("upsample1", features), 2)  # (N, C, 2h, 2w)
-        x = self._conv("upsample2", x.contiguous(memory_format=torch.channels_last))
-        return F.pixel_shuffle(self._conv("head", x), 2)
+        x = F.pixel_shuffle(self.convolve("upsample1", features), 2)  # (N, C, 2h, 2w)
+        x = self.convolve("upsample2", x.contiguous(memory_format=torch.channels_last))
+        return F.pixel_shuffle(self.convolve("head", x), 2)
 
     def forward(self, lr: Tensor) -> Tensor:
         """(N, 3, h, w) in [0, 1] -> (N, 3, 4h, 4w), not clamped."""

@@ -5,6 +5,8 @@ import os
 # Before the first import of huggingface_hub: no test reaches the real Hub. Port 9 answers nobody.
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# The same on every processor; also where a fixture of a module makes an Upscaler.
+os.environ["SRGAN_PRECISION"] = "float32"
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

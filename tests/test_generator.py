@@ -33,6 +33,16 @@ def test_inference_form_equals_the_paper_form(make_generator, config, size):
     torch.testing.assert_close(sr, expected, rtol=0, atol=1e-5)
 
 
+def test_half_precision_is_within_a_step_of_8_bits(make_generator):
+    state = fold(make_generator(seed=3, config=GeneratorConfig(channels=16, blocks=4)))
+    lr = torch.rand(1, 3, 24, 20)
+    with torch.inference_mode():
+        expected = InferenceGenerator(state)(lr)
+        sr = InferenceGenerator(state).to(torch.float16)(lr)
+    assert sr.dtype == torch.float16
+    assert 0 < (sr.float() - expected).abs().max() < 1 / 255
+
+
 def test_inference_leaves_its_input_alone(make_generator):
     lr = torch.rand(1, 3, 6, 7).contiguous(memory_format=torch.channels_last)
     before = lr.clone()

@@ -3,19 +3,23 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from srgan import Cancelled, ImageError, Upscaler, WeightsError
+from srgan import Cancelled, ImageError, Upscaler, WeightsError, tiling
 from srgan import upscaler as module
 from srgan import weights as weights_module
 from srgan.generator import InferenceGenerator, fold
 from srgan.image import map_pixels
+from srgan.int8 import calibrate
 from srgan.upscaler import CACHED_NETWORKS
 from srgan.weights import SRGAN_FILE, load_weights
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +195,97 @@ def test_lack_of_memory_is_told_in_a_sentence(upscaler, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(module, "enlarge_tiled", enlarge_tiled)
-    with pytest.raises(ImageError, match=r"Not enough memory on cpu for 23 × 17 .*smaller tile"):
+    with pytest.raises(ImageError, match=r"Not enough memory on cpu for 23 × 17 .*smaller image"):
         upscaler.upscale(photo())
+
+
+def test_smaller_tiles_where_memory_does_not_suffice(upscaler, monkeypatch):
+    image, tried = photo(size=(150, 90)), []
+    expected = upscaler.upscale(image)
+
+    def enlarge_tiled(*arguments, body_tile, tail_tile, **options):
+        tried.append((body_tile, tail_tile))
+        if body_tile > 40:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return tiling.enlarge_tiled(*arguments, body_tile=body_tile, tail_tile=tail_tile, **options)
+
+    monkeypatch.setattr(module, "enlarge_tiled", enlarge_tiled)
+    result = upscaler.upscale(image)
+    assert tried == [(512, 64), (75, 64), (37, 37)]
+    assert np.abs(np.asarray(result).astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_other_errors_are_not_tried_again(upscaler, monkeypatch):
+    tried = []
+
+    def enlarge_tiled(*_, **__):
+        tried.append(1)
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(module, "enlarge_tiled", enlarge_tiled)
+    with pytest.raises(RuntimeError, match="a bug"):
+        upscaler.upscale(photo())
+    assert len(tried) == 1
+
+
+# ------------------------------------------------------------------------------------ precision
+
+
+def test_float32_and_int8_are_chosen_by_name(monkeypatch):
+    monkeypatch.setattr(module, "available", lambda: True)
+    image = Image.open(EXAMPLES / "cat.png").crop((20, 30, 68, 70))
+    results = []
+    for precision in ("float32", "int8"):
+        upscaler = Upscaler(device="cpu", precision=precision)
+        assert upscaler.precision == upscaler.info()["precision"] == precision
+        results.append(upscaler.upscale(image))
+    assert not same(*results)
+    assert distance(*results) < 0.8  # of 255
+
+
+def test_precision_comes_from_the_environment_too(tiny_weights, monkeypatch):
+    monkeypatch.setattr(module, "available", lambda: True)
+    monkeypatch.setenv("SRGAN_PRECISION", "int8")
+    assert Upscaler(tiny_weights, "cpu").precision == "int8"
+    assert Upscaler(tiny_weights, "cpu", precision="float32").precision == "float32"
+
+
+@pytest.mark.parametrize("fast, precision", [(True, "int8"), (False, "float32")])
+def test_auto_takes_int8_where_it_is_fast(monkeypatch, fast, precision):
+    monkeypatch.setattr(module, "available", lambda: fast)
+    assert Upscaler(device="cpu", precision="auto").precision == precision
+
+
+@pytest.mark.parametrize("wanted, precision", [("auto", "float32"), ("int8", "int8")])
+def test_only_auto_minds_what_int8_loses(tiny_weights, monkeypatch, wanted, precision):
+    monkeypatch.setattr(module, "available", lambda: True)
+    monkeypatch.setattr(module, "calibrate", lambda *arguments: (calibrate(*arguments)[0], 49.9))
+    assert Upscaler(tiny_weights, "cpu", precision=wanted).precision == precision
+
+
+def test_int8_measures_both_ends_of_detail(tiny_weights, monkeypatch):
+    monkeypatch.setattr(module, "available", lambda: True)
+    upscaler = Upscaler(tiny_weights, "cpu", precision="int8")
+    ends = [fold(upscaler.weights.srresnet), fold(upscaler.weights.srgan)]
+    images = module._calibration_images()
+    assert len(images) >= 6
+    for end in ends:
+        for name, (low, high) in calibrate([end], images)[0].items():
+            assert upscaler._ranges[name][0] <= low <= high <= upscaler._ranges[name][1]
+
+
+@pytest.mark.parametrize(
+    "precision, reason",
+    [
+        ("float64", "precision must be one of auto, float32, float16, int8, got 'float64'"),
+        ("float16", "precision float16 needs a GPU"),
+        ("int8", "precision int8 needs an x86 CPU with VNNI"),
+    ],
+)
+def test_precisions_that_can_not_be_are_refused(tiny_weights, monkeypatch, precision, reason):
+    monkeypatch.setattr(module, "available", lambda: False)
+    with pytest.raises(ValueError, match=reason):
+        Upscaler(tiny_weights, "cpu", precision=precision)
 
 
 # ---------------------------------------------------------------------------------- construction

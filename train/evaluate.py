@@ -33,7 +33,7 @@ from srgan.image import (
     to_tensor,
 )
 from srgan.metrics import psnr_y, ssim_y
-from srgan.upscaler import Upscaler
+from srgan.upscaler import Precision, Upscaler
 from train.metrics import (
     SPECTRUM_BLOCK,
     LPIPSError,
@@ -78,6 +78,8 @@ class EvaluateConfig:
     """Side of the pieces on the sheets in HR pixels."""
     device: str | None = None
     """cpu, cuda …; by default the fastest there is."""
+    precision: Precision = "float32"
+    """In which the network is computed; auto is what Upscaler would choose."""
 
 
 def evaluate(config: EvaluateConfig) -> dict:
@@ -89,12 +91,13 @@ def evaluate(config: EvaluateConfig) -> dict:
         "images": {dataset: {file: {network: {metric: value}}}}}`; JSON-able.
 
     Raises:
-        ValueError: a dataset holds no images or an image is too small.
+        ValueError: a dataset holds no images or an image is too small, or the device can't do
+            the precision.
         SRGANError: the weights or an image can't be read.
         VGGError: the VGG19 file can't be read.
         LPIPSError: LPIPS can't be computed here.
     """
-    upscaler = Upscaler(config.weights, config.device)
+    upscaler = Upscaler(config.weights, config.device, precision=config.precision)
     vgg = _load_vgg(config.vgg)
     if vgg is not None:
         vgg.to(upscaler.device)
@@ -129,6 +132,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             "checksums": upscaler.weights.checksums,
         },
         "device": info["device"],
+        "precision": info["precision"],
         "versions": {**info["versions"], "numpy": version("numpy")},
         "evaluation": {name: _means(results) for name, results in images.items()},
         "artefacts": artefacts,

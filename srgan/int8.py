@@ -1,0 +1,244 @@
+"""The generator computed with 8-bit integers, on processors that multiply those faster.
+
+Weights are rounded to int8 with a scale for each output channel, the inputs of convolutions to
+uint8 with a scale and a zero point for each convolution (Jacob et al. 2018, "Quantization and
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"), by oneDNN's
+convolutions within PyTorch. Float32 remain the stem, whose input are the pixels, the features that
+the residual blocks add to, and the head's few inputs of large weight.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srgan.generator import InferenceGenerator
+from srgan.metrics import psnr_y
+
+#: Inputs of the head with the largest weights, which stay float32: the channels that carry the
+#: colours themselves have weights that would leave next to no digits for those of the others.
+FLOAT_HEAD_INPUTS = 16
+CL = torch.channels_last
+#: Numbers that are rounded at a time, so that they stay in a core's cache.
+STRIP = 2**18
+#: Of the values between a convolution and its rounding.
+BETWEEN = torch.bfloat16
+#: Largest integer.
+TOP = 255
+
+#: Convolution -> smallest and largest value of its input.
+Ranges = dict[str, tuple[float, float]]
+
+
+class _Grid(NamedTuple):
+    """The numbers that an input's integers stand for: scale · (q − zero)."""
+
+    scale: float
+    zero: int
+
+
+class _Convolution(NamedTuple):
+    weight: Tensor  # packed for oneDNN
+    scales: Tensor  # (out,)
+    zeros: Tensor  # (out,)
+    bias: Tensor  # (out,)
+    zero: int  # of the input
+    padding: list[int]
+
+
+@cache
+def available() -> bool:
+    """Whether PyTorch and the processor here multiply 8-bit integers fast and exactly.
+
+    x86 without VNNI adds pairs of products in 16 bits, which can overflow.
+    """
+    try:
+        if not torch.cpu._is_vnni_supported():
+            return False
+        q = torch.full((1, 64, 4, 4), TOP, dtype=torch.uint8)
+        q = q.contiguous(memory_format=torch.channels_last)
+        conv = _pack(torch.full((16, 64, 3, 3), 127.0), torch.zeros(16), zero=0)
+        result = _convolve(q, conv, BETWEEN, 0, 1e9)
+        total = torch.zeros_like(result, dtype=torch.float32)
+        _add_convolution(total, q, conv)
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+        return False
+    expected = torch.tensor(float(TOP * 127 * 64 * 9))
+    near = torch.isclose(result[0, 0, 1, 1].float(), expected, rtol=2**-8)
+    return bool(near and total[0, 0, 1, 1] == expected)
+
+
+class _Watch(InferenceGenerator):
+    """Widens `ranges` to hold all that goes into its convolutions."""
+
+    def __init__(self, state: dict[str, Tensor], ranges: Ranges):
+        super().__init__(state)
+        self.ranges = ranges
+
+    def convolve(self, name: str, x: Tensor) -> Tensor:
+        low, high = (value.item() for value in x.aminmax())
+        lowest, highest = self.ranges.get(name, (0.0, 0.0))
+        self.ranges[name] = min(low, lowest), max(high, highest)
+        return super().convolve(name, x)
+
+
+class Int8Generator(InferenceGenerator):
+    """`InferenceGenerator` in 8-bit integers, on a CPU where they are `available`.
+
+    Args:
+        state: as for `InferenceGenerator`.
+        ranges: of the inputs, from `calibrate`; what exceeds them is clamped.
+    """
+
+    def __init__(self, state: dict[str, Tensor], ranges: Ranges):
+        super().__init__(state)
+        order = state["head.weight"].abs().amax((0, 2, 3)).argsort(descending=True)
+        head = state["head.weight"][:, order]
+        self._float_head = head[:, :FLOAT_HEAD_INPUTS].contiguous(memory_format=CL)
+        state = {
+            **state,
+            "upsample2.weight": state["upsample2.weight"][order],
+            "upsample2.bias": state["upsample2.bias"][order],
+            "head.weight": F.pad(head[:, FLOAT_HEAD_INPUTS:], (0, 0, 0, 0, FLOAT_HEAD_INPUTS, 0)),
+        }
+        follower = {f"blocks.{i}.conv1": f"blocks.{i}.conv2" for i in range(self.depth)}
+        self._follower = follower | {"upsample1": "upsample2", "upsample2": "head"}
+        self._grids = {name: _grid(*ranges[name]) for name in ranges if name != "stem"}
+        self._convolutions: dict[str, _Convolution] = {}
+        for name, grid in self._grids.items():
+            weight, bias = state[f"{name}.weight"] * grid.scale, state[f"{name}.bias"]
+            if name in self._follower:  # then the result counts in steps of that one's grid
+                step = self._grids[self._follower[name]].scale
+                weight, bias = weight / step, bias / step
+            self._convolutions[name] = _pack(weight, bias, grid.zero)
+            key = name.replace(".", "_")
+            del self._buffers[f"{key}_weight"], self._buffers[f"{key}_bias"]
+
+    def body(self, lr: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
+        stem = self.convolve("stem", lr.contiguous(memory_format=CL))
+        x = stem.clone()
+        for i in range(self.depth):
+            y = self._convolve(f"blocks.{i}.conv1", self._round(f"blocks.{i}.conv1", x))
+            self._add(f"blocks.{i}.conv2", self._activate(f"blocks.{i}.conv1", y), x)
+            if tick is not None:
+                tick()
+        self._add("conv", self._round("conv", x), stem)
+        return stem
+
+    def tail(self, features: Tensor) -> Tensor:
+        y = self._convolve("upsample1", self._round("upsample1", features))
+        q = F.pixel_shuffle(self._activate("upsample1", y), 2).contiguous(memory_format=CL)
+        y = self._convolve("upsample2", q)
+        q = self._activate("upsample2", y)
+        large = y[:, :FLOAT_HEAD_INPUTS].float().mul_(self._grids["head"].scale)
+        x = F.conv2d(large.contiguous(memory_format=CL), self._float_head, padding=2)
+        self._add("head", q, x)
+        return F.pixel_shuffle(x, 2)
+
+    def _round(self, name: str, x: Tensor) -> Tensor:
+        """The input of the named convolution in integers."""
+        scale, zero = self._grids[name]
+        q = torch.empty_like(x, dtype=torch.uint8, memory_format=CL)
+        for part, rounded in _strips(x, q):
+            rounded.copy_(part.mul(1 / scale).add_(zero + 0.5).clamp_(0, TOP))
+        return q
+
+    def _convolve(self, name: str, q: Tensor) -> Tensor:
+        """The result before its PReLU, in steps of the grid of the convolution that follows."""
+        zero, slope = self._grids[self._follower[name]].zero, self.slopes[name]
+        # What the PReLU makes of this interval is what fits that grid.
+        low = -zero / slope if slope > 0 else (TOP - zero) / slope if slope < 0 else -TOP
+        return _convolve(q, self._convolutions[name], BETWEEN, low, TOP - zero)
+
+    def _activate(self, name: str, y: Tensor) -> Tensor:
+        """The PReLU, in place; returns the result in integers."""
+        zero = self._grids[self._follower[name]].zero
+        q = torch.empty_like(y, dtype=torch.uint8)
+        for part, rounded in _strips(y, q):
+            rounded.copy_(F.leaky_relu_(part, self.slopes[name]).add(zero).round_())
+        return q
+
+    def _add(self, name: str, q: Tensor, x: Tensor) -> None:
+        """Adds the named convolution to x."""
+        _add_convolution(x, q, self._convolutions[name])
+
+
+@torch.inference_mode()
+def calibrate(states: list[dict[str, Tensor]], images: list[Tensor]) -> tuple[Ranges, float]:
+    """Measures the ranges, and what the integers lose.
+
+    Args:
+        states: of all networks for which the ranges are to do, as for `InferenceGenerator`.
+        images: photographs, each (1, 3, h, w) in [0, 1].
+
+    Returns:
+        The ranges over all networks and images, and the smallest PSNR-Y of an image enlarged with
+        integers against the same in float32, in dB.
+    """
+    ranges: Ranges = {}
+    expected = [[_Watch(state, ranges)(image) for image in images] for state in states]
+    likenesses = [
+        psnr_y(Int8Generator(state, ranges)(image), sr)
+        for state, srs in zip(states, expected, strict=True)
+        for image, sr in zip(images, srs, strict=True)
+    ]
+    return ranges, min(likenesses)
+
+
+def _grid(low: float, high: float) -> _Grid:
+    scale = max(high - low, 1e-6) / TOP
+    return _Grid(scale, round(-low / scale))
+
+
+def _strips(x: Tensor, q: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same rows of both, a few at a time; both have the same shape."""
+    rows = max(1, STRIP // (x.numel() // x.shape[2]))
+    return zip(x.split(rows, 2), q.split(rows, 2), strict=True)
+
+
+def _pack(weight: Tensor, bias: Tensor, zero: int) -> _Convolution:
+    """A convolution of integers q, with scale 1 and this zero point."""
+    scales = weight.abs().amax((1, 2, 3)).clamp_min(1e-12) / 127
+    rounded = _round_taps(weight / scales.view(-1, 1, 1, 1)).to(torch.int8)
+    padding = [weight.shape[-1] // 2] * 2
+    packed = torch.ops.onednn.qconv_prepack(
+        rounded, scales, 1.0, zero, [1, 1], padding, [1, 1], 1, None
+    )
+    zeros = torch.zeros(len(scales), dtype=torch.int32)
+    return _Convolution(packed, scales, zeros, bias.clone(), zero, padding)
+
+
+def _round_taps(weight: Tensor) -> Tensor:
+    """Rounds so that each kernel keeps its sum, and with it the picture its colours.
+
+    What one tap loses the next gets, as in error diffusion; the sum is then off by ½ at most, where
+    by rounding each for itself it would be by ½ for each tap.
+    """
+    rounded, lost = torch.empty_like(weight), 0.0
+    for row in range(weight.shape[2]):
+        for column in range(weight.shape[3]):
+            wanted = weight[:, :, row, column] + lost
+            rounded[:, :, row, column] = wanted.round().clamp(-127, 127)
+            lost = wanted - rounded[:, :, row, column]
+    return rounded
+
+
+def _convolve(q: Tensor, conv: _Convolution, dtype: torch.dtype, low: float, high: float) -> Tensor:
+    """The convolution of uint8 q, clamped to [low, high]."""
+    return torch.ops.onednn.qconv_pointwise(
+        *(q, 1.0, conv.zero, conv.weight, conv.scales, conv.zeros, conv.bias),
+        *([1, 1], conv.padding, [1, 1], 1),  # stride, padding, dilation, groups
+        *(1.0, 0, dtype, "hardtanh", [low, high], ""),
+    )
+
+
+def _add_convolution(x: Tensor, q: Tensor, conv: _Convolution) -> None:
+    """Adds the convolution of uint8 q to x, which is float32 and channels_last."""
+    torch.ops.onednn.qconv2d_pointwise.binary(
+        *(q, 1.0, conv.zero, conv.weight, conv.scales, conv.zeros, x, conv.bias),
+        *([1, 1], conv.padding, [1, 1], 1),  # stride, padding, dilation, groups
+        *(1.0, 0, x.dtype, 1.0, 0, "sum", 1.0, "none", [], ""),
+    )
