@@ -6,6 +6,7 @@ import platform
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
@@ -134,30 +135,9 @@ class Upscaler:
             ImageError: the image is empty, too large, or needs more memory than there is.
             ValueError: detail is outside [0, 1].
         """
-        detail = self.default_detail if detail is None else float(detail)
-        if not 0 <= detail <= 1:
-            raise ValueError(f"detail must be in [0, 1], got {detail}")
         check_size(image, self.max_pixels)
-        network = self._network(detail)
-
-        def enlarge(lr: Tensor) -> Tensor:
-            lr = lr.to(self.device)
-            body_tile, tail_tile = self._body_tile, self._tail_tile
-            while True:
-                try:
-                    return enlarge_tiled(
-                        network, lr, body_tile=body_tile, tail_tile=tail_tile, progress=progress
-                    )
-                except (MemoryError, RuntimeError) as exc:
-                    if not _means_out_of_memory(exc) or body_tile <= LEAST_TILE:
-                        raise
-                # Out here the failed attempt holds no memory any more.
-                body_tile = max(LEAST_TILE, min(body_tile, max(lr.shape[2:])) // 2)
-                tail_tile = min(tail_tile, body_tile)
-                logger.warning("not enough memory: again with tiles of %d pixels", body_tile)
-
         try:
-            return map_pixels(image, enlarge)
+            return map_pixels(image, partial(self.enlarge, detail=detail, progress=progress))
         except (MemoryError, RuntimeError) as exc:
             if not _means_out_of_memory(exc):
                 raise
@@ -165,6 +145,43 @@ class Upscaler:
                 f"Not enough memory on {self.device} for {image.width} × {image.height} pixels. "
                 "Use a smaller image."
             ) from exc
+
+    def enlarge(
+        self,
+        lr: Tensor,
+        detail: float | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        """What `upscale` does to the pixels, in smaller tiles where memory doesn't suffice.
+
+        Args:
+            lr: (1, 3, h, w), RGB float32 in [0, 1].
+            detail, progress: as for `upscale`; after a lack of memory progress begins anew.
+
+        Returns:
+            (1, 3, 4h, 4w) on `device`, not clamped.
+
+        Raises:
+            ValueError: detail is outside [0, 1].
+            MemoryError, RuntimeError: there is not enough memory for the smallest tiles.
+        """
+        detail = self.default_detail if detail is None else float(detail)
+        if not 0 <= detail <= 1:
+            raise ValueError(f"detail must be in [0, 1], got {detail}")
+        network, lr = self._network(detail), lr.to(self.device)
+        body_tile, tail_tile = self._body_tile, self._tail_tile
+        while True:
+            try:
+                return enlarge_tiled(
+                    network, lr, body_tile=body_tile, tail_tile=tail_tile, progress=progress
+                )
+            except (MemoryError, RuntimeError) as exc:
+                if not _means_out_of_memory(exc) or body_tile <= LEAST_TILE:
+                    raise
+            # Out here the failed attempt holds no memory any more.
+            body_tile = max(LEAST_TILE, min(body_tile, max(lr.shape[2:])) // 2)
+            tail_tile = min(tail_tile, body_tile)
+            logger.warning("not enough memory: again with tiles of %d pixels", body_tile)
 
     def _network(self, detail: float) -> InferenceGenerator:
         with self._lock:

@@ -84,7 +84,7 @@ def test_both_presets_train_and_write_weights(tmp_path, settings, preset):
 
 @pytest.mark.parametrize("perceptual", ["normalized", "relative", "paper"])
 def test_every_option_takes_part(tmp_path, settings, perceptual):
-    losses = ("perceptual", "pixel", "phase", "adversarial", "feature_matching")
+    losses = ("perceptual", "pixel", "stationarity", "adversarial", "feature_matching")
     weights = dict(zip(losses, (1.0, 0.5, 20.0, 0.01, 0.1), strict=True))
     options = {
         **{f"{loss}_weight": weight for loss, weight in weights.items()},
@@ -100,6 +100,12 @@ def test_every_option_takes_part(tmp_path, settings, perceptual):
     assert all(math.isfinite(value) for value in entry.values())
     total = sum(weight * entry[loss] for loss, weight in weights.items())
     assert entry["loss"] == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("shift", [-1, 17])
+def test_vgg_is_shown_enough(tmp_path, settings, shift):
+    with pytest.raises(ValueError, match="perceptual_shift must leave VGG 16 of the crop's 32"):
+        AdversarialConfig(**settings, out=tmp_path, steps=1, perceptual_shift=shift)
 
 
 def test_resumed_run_matches_uninterrupted_run(tmp_path, settings):

@@ -176,6 +176,18 @@ def test_sampling_goes_on_where_its_state_was_saved():
     assert not torch.equal(expected[0][1], expected[1][1])
 
 
+def test_shifted_windows_are_the_same_in_all_images_and_move():
+    crops, places = sampler(noise(40, 50)), set()
+    image = torch.arange(100.0).view(1, 1, 10, 10)
+    for _ in range(40):
+        first, second = crops.shifted(image, 2 * image, by=2)
+        assert first.shape == (1, 1, 8, 8)
+        assert torch.equal(second, 2 * first)
+        places.add(int(first[0, 0, 0, 0]))
+    assert places == {0, 1, 2, 10, 11, 12, 20, 21, 22}
+    assert torch.equal(crops.shifted(image, by=0)[0], image)
+
+
 def test_processes_share_a_batch():
     lr, hr = sampler(noise(40, 50), batch=6).next()
     for rank in range(2):

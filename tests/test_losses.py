@@ -15,9 +15,9 @@ from train.losses import (
     generator_loss,
     normalized_vgg_loss,
     paper_vgg_loss,
-    phase_loss,
     r1_penalty,
     relative_vgg_loss,
+    stationarity_loss,
 )
 from train.metrics import checkerboard, color_shift, feature_distances
 from train.vgg import LAYERS, VGG19, VGGError
@@ -80,18 +80,34 @@ def test_undecided_discriminator_costs_log_2():
         )
 
 
-def test_phase_loss_sees_the_grid_and_colour_but_hardly_texture():
-    hr = torch.rand(2, 3, 96, 96)
-    assert phase_loss(hr, hr).item() == 0
-    assert phase_loss(hr + 0.1, hr).item() == pytest.approx(0.01, rel=1e-3)
-    grid = 0.1 * torch.randn(4, 4).tile(24, 24)
-    assert phase_loss(hr + grid, hr).item() == pytest.approx(grid.square().mean().item(), rel=1e-3)
-    texture = 0.1 * torch.randn(2, 3, 96, 96)
-    assert phase_loss(hr + texture, hr).item() == pytest.approx(0.01 / 8**2, rel=0.3)
+def smooth_noise(*shape: int) -> torch.Tensor:
+    """Texture that is the same everywhere, about 2 pixels fine."""
+    return 0.5 + 0.1 * F.avg_pool2d(torch.randn(shape), 3, stride=1, padding=1)
 
 
-def test_phase_loss_takes_small_images():
-    assert phase_loss(torch.ones(1, 3, 16, 24), torch.zeros(1, 3, 16, 24)).item() == 1
+@pytest.mark.parametrize("strength", [1.0, 0.05])
+def test_stationarity_loss_sees_what_is_locked_to_the_grid(strength):
+    texture = 0.5 + strength * (smooth_noise(8, 3, 96, 96) - 0.5)
+    plain = stationarity_loss(texture).item()
+    assert plain < 0.01
+    grid = 0.02 * strength * torch.randn(4, 4).tile(24, 24)
+    assert stationarity_loss(texture + grid).item() > 5 * plain
+    # In each LR pixel one pattern, with a sign of its own: nothing of it is left in the mean.
+    signs = torch.randn(8, 1, 24, 24).sign().repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert stationarity_loss(texture + grid * signs).item() > 5 * plain
+
+
+def test_stationarity_loss_sees_enlarged_pixels_but_not_where_the_picture_is_cut():
+    hr = smooth_noise(8, 3, 100, 100)
+    same = [stationarity_loss(hr[:, :, i : 96 + i, i : 96 + i]).item() for i in range(4)]
+    assert max(same) < 0.01
+    lr = F.avg_pool2d(hr[:, :, :96, :96], 4)
+    assert stationarity_loss(F.interpolate(lr, scale_factor=4)).item() > 20 * max(same)
+
+
+def test_stationarity_loss_of_even_and_small_images():
+    assert stationarity_loss(torch.full((1, 3, 16, 24), 0.3)).item() < 1e-6
+    assert math.isfinite(stationarity_loss(torch.rand(1, 3, 8, 12)).item())
 
 
 def test_feature_matching_is_zero_for_equal_activations():

@@ -45,9 +45,9 @@ from train.losses import (
     generator_loss,
     normalized_vgg_loss,
     paper_vgg_loss,
-    phase_loss,
     r1_penalty,
     relative_vgg_loss,
+    stationarity_loss,
 )
 from train.metrics import feature_distances
 from train.samples import add_samples
@@ -55,6 +55,8 @@ from train.vgg import LAYERS, TORCHVISION, VGG19, VGGError
 
 logger = logging.getLogger(__name__)
 
+#: Pixels a side of which VGG's last features are one.
+VGG_SIDE = 16
 LAYERED_LOSSES = {"normalized": normalized_vgg_loss, "relative": relative_vgg_loss}
 
 
@@ -78,11 +80,14 @@ class AdversarialConfig(TrainingConfig):
     perceptual_layers: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LAYERS, 1.0))
     """Layers of the VGG loss, unless it is the paper's, and their weights (Wang et al. 2021,
     Real-ESRGAN: 0.1, 0.1, 1, 1, 1); those above the last with a weight are not computed."""
+    perceptual_shift: int = 16
+    """Largest random shift of what VGG sees of a crop, whose side is smaller by as much, so that
+    the positions of its pooling can't be learnt (Kettunen et al. 2019, E-LPIPS)."""
     pixel_weight: float = 2.0
     """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
-    phase_weight: float = 600.0
-    """Weight of the squared error that repeats with the low-res grid: checkerboards, colour casts
-    (`train.losses.phase_loss`)."""
+    stationarity_weight: float = 2.0
+    """Weight against texture that is locked to the low-res grid, checkerboards and hatching
+    (`train.losses.stationarity_loss`)."""
     adversarial_weight: float = 0.01
     """Weight of the adversarial loss."""
     feature_matching_weight: float = 0.0
@@ -100,6 +105,11 @@ class AdversarialConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 <= self.perceptual_shift <= self.crop - VGG_SIDE:
+            raise ValueError(
+                f"perceptual_shift must leave VGG {VGG_SIDE} of the crop's {self.crop} pixels, "
+                f"got {self.perceptual_shift}"
+            )
         unknown = self.perceptual_layers.keys() - LAYERS.keys()
         if unknown:
             raise ValueError(
@@ -120,11 +130,14 @@ class PaperConfig(AdversarialConfig):
     """VGG loss: the paper's squared error of φ5,4 / 12.75, for the Caffe release's weights; or, for
     any, of several layers the squared error of the features' directions, or the mean absolute error
     relative to their magnitude."""
+    perceptual_shift: int = 0
+    """Largest random shift of what VGG sees of a crop, whose side is smaller by as much, so that
+    the positions of its pooling can't be learnt (Kettunen et al. 2019, E-LPIPS)."""
     pixel_weight: float = 0.0
     """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
-    phase_weight: float = 0.0
-    """Weight of the squared error that repeats with the low-res grid: checkerboards, colour casts
-    (`train.losses.phase_loss`)."""
+    stationarity_weight: float = 0.0
+    """Weight against texture that is locked to the low-res grid, checkerboards and hatching
+    (`train.losses.stationarity_loss`)."""
     adversarial_weight: float = 1e-3
     """Weight of the adversarial loss."""
     relativistic: bool = False
@@ -186,16 +199,17 @@ def adversarial(config: AdversarialConfig) -> float:
                 fake, fake_activations = discriminator(sr)
                 with torch.no_grad():
                     real, real_activations = discriminator(hr)
+                seen = sampler.shifted(sr, hr, by=config.perceptual_shift)
                 if config.perceptual == "paper":
-                    perceptual = paper_vgg_loss(vgg, sr, hr)
+                    perceptual = paper_vgg_loss(vgg, *seen)
                 else:
                     perceptual = LAYERED_LOSSES[config.perceptual](
-                        vgg, sr, hr, config.perceptual_layers, world.mean
+                        vgg, *seen, config.perceptual_layers, world.mean
                     )
             losses = {
                 "perceptual": (config.perceptual_weight, perceptual),
                 "pixel": (config.pixel_weight, F.l1_loss(sr, hr)),
-                "phase": (config.phase_weight, phase_loss(sr, hr)),
+                "stationarity": (config.stationarity_weight, stationarity_loss(sr, world.mean)),
                 "adversarial": (
                     config.adversarial_weight,
                     generator_loss(

@@ -195,6 +195,12 @@ class CropSampler:
         hr = crops[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
         return lr.contiguous(), hr.contiguous()
 
+    def shifted(self, *images: Tensor, by: int) -> list[Tensor]:
+        """The same random window of images (N, C, H, W): smaller by `by` pixels a side."""
+        top, left = torch.randint(by + 1, (2,), generator=self.generator).tolist()
+        height, width = (length - by for length in images[0].shape[2:])
+        return [image[:, :, top : top + height, left : left + width] for image in images]
+
     def state_dict(self) -> dict[str, Tensor]:
         """What makes the next batches the same again."""
         return {"random": self.generator.get_state()}

@@ -144,8 +144,8 @@ class World:
         return DistributedDataParallel(module, broadcast_buffers=False)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the values of all processes, with gradients to all of them."""
-        mean = values.mean()
+        """The mean over the first dimension in all processes, with gradients to all of them."""
+        mean = values.mean(0)
         return mean if self.size == 1 else _MeanOfProcesses.apply(mean)
 
     def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:

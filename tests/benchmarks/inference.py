@@ -1,17 +1,20 @@
 """Speed and memory of enlarging: the network as in the paper, ours, and other runtimes.
 
     pip install -r tests/benchmarks/requirements.txt
-    python -m tests.benchmarks.inference [--sizes 128 256 512] [--json FILE]
+    python -m tests.benchmarks.inference [--sizes 128 256 512] [--datasets Set5 Set14] [--json FILE]
 
-All have the same weights, image and number of threads, in float32. Runs are interleaved and medians
-compared; before that the results are checked to be equal. A runtime that is not installed is left
-out. GFLOP/s count the operations of the paper's graph, whatever a runtime makes of it; the peak is
-what a matrix product reaches here. Memory is the peak of a process that runs this engine alone.
+All have the same weights, image and number of threads, and but for `int8` compute in float32. Runs
+are interleaved and medians compared; before that the results are checked to be equal. A runtime
+that is not installed is left out. GFLOP/s count the operations of the paper's graph, whatever a
+runtime makes of it; the peak is what a matrix product reaches here, and one convolution of 64
+channels to 64 is measured beside it. Memory is the peak of a process that runs this engine alone.
+What int8 loses is measured on folders of high-res images, as `train.evaluate` does.
 """
 
 import argparse
 import importlib.util
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -26,43 +29,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srgan.generator import Generator, InferenceGenerator, fold
-from srgan.tiling import enlarge_tiled
+from srgan import int8
+from srgan.generator import Generator
+from srgan.image import INPUT_SUFFIXES, crop_to_scale, open_image, shrink, to_tensor
+from srgan.metrics import psnr_y
+from srgan.upscaler import Upscaler
 from srgan.weights import load_weights
 
 #: Heights and widths in pixels that are measured by default.
 SIZES = [(128, 128), (251, 183), (256, 256), (512, 512)]
-#: Largest difference between two results that rounding explains.
-TOLERANCE = 1e-4
+#: Largest difference between two results that rounding explains. ncnn multiplies fewer numbers
+#: by Winograd's transform, which loses some digits.
+TOLERANCE, WINOGRAD_TOLERANCE = 1e-4, 1e-3
 Engine = Callable[[Tensor], Tensor]  # (1, 3, h, w) in [0, 1] -> (1, 3, 4h, 4w)
 
 
-def paper(generator: Generator, folder: Path) -> Engine:
+def paper(weights: str, folder: Path) -> Engine:
     """As published: eager, NCHW, batch normalisation, the last convolution at full resolution."""
-    return torch.inference_mode()(generator)
+    return torch.inference_mode()(_generator(weights))
 
 
-def ours(generator: Generator, folder: Path) -> Engine:
-    """As Upscaler runs it."""
-    network = InferenceGenerator(fold(generator))
-    return torch.inference_mode()(partial(enlarge_tiled, network))
+def ours(weights: str, folder: Path) -> Engine:
+    """As people run it, but in float32."""
+    return _enlarge(weights, "float32")
 
 
-def onnxruntime(generator: Generator, folder: Path) -> Engine:
+def ours_int8(weights: str, folder: Path) -> Engine:
+    return _enlarge(weights, "int8")
+
+
+def onnxruntime(weights: str, folder: Path) -> Engine:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    path = _export_onnx(generator, folder)
+    path = _export_onnx(weights, folder)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda lr: torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0])
 
 
-def openvino(generator: Generator, folder: Path) -> Engine:
+def openvino(weights: str, folder: Path) -> Engine:
     import openvino
 
     model = openvino.Core().compile_model(
-        _export_onnx(generator, folder),
+        _export_onnx(weights, folder),
         "CPU",
         {
             "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the processor has it
@@ -73,12 +83,12 @@ def openvino(generator: Generator, folder: Path) -> Engine:
     return lambda lr: torch.from_numpy(model(lr.numpy())[0])
 
 
-def ncnn(generator: Generator, folder: Path) -> Engine:
+def ncnn(weights: str, folder: Path) -> Engine:
     import ncnn
     import pnnx
 
     path = folder / "generator.pt"
-    pnnx.export(generator, str(path), torch.rand(1, 3, 64, 64), fp16=False)
+    pnnx.export(_generator(weights), str(path), torch.rand(1, 3, 64, 64), fp16=False)
     network = ncnn.Net()
     network.opt.num_threads = torch.get_num_threads()
     for precision in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
@@ -94,14 +104,23 @@ def ncnn(generator: Generator, folder: Path) -> Engine:
     return run
 
 
-ENGINES = {f.__name__: f for f in (paper, ours, onnxruntime, openvino, ncnn)}
+ENGINES = {f.__name__: f for f in (paper, ours, ours_int8, onnxruntime, openvino, ncnn)}
 
 
-def _export_onnx(generator: Generator, folder: Path) -> str:
+def _generator(weights: str) -> Generator:
+    return load_weights(weights).srresnet.eval()
+
+
+def _enlarge(weights: str, precision: str) -> Engine:
+    upscaler = Upscaler(weights, "cpu", precision=precision)
+    return torch.inference_mode()(partial(upscaler.enlarge, detail=0))
+
+
+def _export_onnx(weights: str, folder: Path) -> str:
     path = folder / "generator.onnx"
     if not path.exists():
         torch.onnx.export(
-            generator,
+            _generator(weights),
             (torch.rand(1, 3, 64, 64),),
             path,
             input_names=["lr"],
@@ -109,10 +128,6 @@ def _export_onnx(generator: Generator, folder: Path) -> str:
             verbose=False,
         )
     return str(path)
-
-
-def make(name: str, weights: str, folder: Path) -> Engine:
-    return ENGINES[name](load_weights(weights).srresnet.eval(), folder)
 
 
 def operations(generator: Generator) -> int:
@@ -136,6 +151,32 @@ def matmul_peak(side: int = 1536, repeats: int = 7) -> float:
     return 2 * side**3 / min(seconds) / 1e9
 
 
+def best_convolution(side: int = 128, repeats: int = 7) -> float:
+    """GFLOP/s of a 3×3 convolution from 64 channels to 64, in place of a whole network."""
+    conv = torch.nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
+    x = torch.rand(1, 64, side, side).contiguous(memory_format=torch.channels_last)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(repeats):
+            start = time.perf_counter()
+            conv(x)
+            seconds.append(time.perf_counter() - start)
+    return 2 * conv.weight.numel() * side**2 / min(seconds) / 1e9
+
+
+def lost_by_int8(weights: str, dataset: Path) -> tuple[float, float]:
+    """Mean PSNR-Y in dB of float32 on a folder of high-res images, and what int8 loses of it."""
+    engines = ours(weights, dataset), ours_int8(weights, dataset)
+    total = [0.0, 0.0]
+    files = [path for path in sorted(dataset.iterdir()) if path.suffix.lower() in INPUT_SUFFIXES]
+    for path in files:
+        hr = crop_to_scale(open_image(path, max_pixels=2**26))
+        lr, original = to_tensor(shrink(hr)), to_tensor(hr)
+        for i, engine in enumerate(engines):
+            total[i] += psnr_y((engine(lr).clamp(0, 1) * 255).round() / 255, original)
+    return total[0] / len(files), (total[0] - total[1]) / len(files)
+
+
 def picture(height: int, width: int) -> Tensor:
     """Smooth noise: results of real weights then stay in the range of pictures."""
     noise = torch.rand(1, 3, height // 8 + 2, width // 8 + 2, generator=torch.manual_seed(0))
@@ -148,14 +189,18 @@ def time_engines(
     """Seconds of each, and the largest difference from the first one's result.
 
     Raises:
-        SystemExit: a result is not equal to the first one's.
+        SystemExit: a result in float32 is not equal to the first one's.
     """
     results = {name: engine(lr) for name, engine in engines.items()}  # and warms up
     expected = next(iter(results.values()))
     errors = {name: (result - expected).abs().max().item() for name, result in results.items()}
-    wrong = [name for name, error in errors.items() if not error < TOLERANCE]
+    tolerances = dict.fromkeys(engines, TOLERANCE) | {
+        "ncnn": WINOGRAD_TOLERANCE,
+        "ours_int8": math.inf,
+    }
+    wrong = [name for name, error in errors.items() if not error < tolerances[name]]
     if wrong:
-        sys.exit(f"error: {', '.join(wrong)} differ by more than {TOLERANCE}: {errors}")
+        sys.exit(f"error: {', '.join(wrong)} differ by more than rounding explains: {errors}")
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(repeats):
         for name, engine in engines.items():
@@ -185,6 +230,8 @@ def _peak() -> int:
 
 
 def _is_there(name: str) -> bool:
+    if name == "ours_int8":
+        return int8.available()
     return name in ("paper", "ours") or importlib.util.find_spec(name) is not None
 
 
@@ -200,13 +247,16 @@ def main() -> None:
     parser.add_argument("--weights", default="bundled")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true", help="don't measure memory")
+    parser.add_argument(
+        "--datasets", type=Path, nargs="*", default=[], help="measure what int8 loses on these"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", choices=list(ENGINES), help=argparse.SUPPRESS)
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         if options.alone:
-            engine = make(options.alone, options.weights, Path(folder))
+            engine = ENGINES[options.alone](options.weights, Path(folder))
             engine(picture(16, 16))
             loaded = _peak()
             engine(picture(*options.sizes[0]))
@@ -214,11 +264,11 @@ def main() -> None:
             return
         names = [name for name in options.engines if _is_there(name)]
         left_out = [name for name in options.engines if name not in names]
-        engines = {name: make(name, options.weights, Path(folder)) for name in names}
-        flops = operations(load_weights(options.weights).srresnet)
-        peak = matmul_peak()
+        engines = {name: ENGINES[name](options.weights, Path(folder)) for name in names}
+        flops = operations(_generator(options.weights))
+        peak, convolution = matmul_peak(), best_convolution()
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", end="")
-        print(f", peak {peak:.0f} GFLOP/s", end="")
+        print(f", peak {peak:.0f} GFLOP/s, one convolution {convolution:.0f}", end="")
         print(f"; not installed: {', '.join(left_out)}" if left_out else "")
         titles = ["size", "engine", "seconds", "ratio", "GFLOP/s", "of peak"]
         titles += [] if options.no_memory else ["peak MB", "over loaded"]
@@ -238,8 +288,17 @@ def main() -> None:
                     cells += [f"{most / 1e6:.0f}", f"{(most - loaded) / 1e6:.0f}"]
                 print(f"| {' | '.join(cells)} |", flush=True)
             report[f"{height}x{width}"] = rows
+        losses = {path.name: lost_by_int8(options.weights, path) for path in options.datasets}
+        for name, (psnr, loss) in losses.items():
+            print(f"{name}: float32 {psnr:.2f} dB, int8 loses {loss:.3f} dB")
     if options.json:
-        report = {"peak_gflops": peak, "threads": torch.get_num_threads(), "sizes": report}
+        report = {
+            "threads": torch.get_num_threads(),
+            "peak_gflops": peak,
+            "convolution_gflops": convolution,
+            "int8_loss_db": {name: loss for name, (_, loss) in losses.items()},
+            "sizes": report,
+        }
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
