@@ -96,8 +96,6 @@ _TURN = {
     5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }  # fmt: skip
-#: Mode -> what says which of its pixels are transparent; a level or an index in the others.
-_TRANSPARENCY = {"P": (int, bytes), "RGB": tuple}
 _NOTICES = "srgan_notices"
 
 
@@ -234,10 +232,11 @@ def _scale_transparency(file: Image.Image) -> None:
 
 def _upright(file: Image.Image, remarks: list[str]) -> Image.Image:
     """The decoded picture without its file: turned, with the metadata that still holds."""
-    # PNG's texts end up in `info` too, under any name.
-    types = {"dpi": tuple, "transparency": _TRANSPARENCY.get(file.mode, int)}
-    info = {key: file.info[key] for key in types if isinstance(file.info.get(key), types[key])}
-    orientation = 1
+    info, orientation = {}, 1
+    if isinstance(file.info.get("dpi"), tuple):
+        info["dpi"] = file.info["dpi"]
+    if (transparency := _transparency(file)) is not None:
+        info["transparency"] = transparency
     try:
         check_directories(_raw_exif(file.info))
         exif = file.getexif()
@@ -257,6 +256,16 @@ def _upright(file: Image.Image, remarks: list[str]) -> Image.Image:
     image = file.copy() if turn is None else file.transpose(turn)
     image.info = info | {_NOTICES: remarks}
     return image
+
+
+def _transparency(file: Image.Image) -> int | bytes | tuple | None:
+    """What says which pixels are transparent, if it can be meant: PNG's texts are in `info` too."""
+    value = file.info.get("transparency")
+    if file.mode == "P" and isinstance(value, bytes):
+        return value[:256]
+    if isinstance(value, tuple if file.mode == "RGB" else int):
+        return value if file.mode != "P" or value < 256 else None
+    return None
 
 
 def _raw_exif(info: dict[str, Any]) -> bytes:

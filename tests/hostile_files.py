@@ -424,16 +424,20 @@ def _modes(rng: random.Random) -> Made:
     for depth in (1, 2, 4, 8):
         row = b"\0" + rng.randbytes(-(-6 * depth // 8))
         yield f"{depth}-bit grey PNG", png(6, 5, depth, 0, row * 5), "picture"
-        clear = png_chunk(b"tRNS", b"\0\1")
-        yield f"{depth}-bit grey PNG, tRNS", png(6, 5, depth, 0, row * 5, clear), "picture"
+        for level in (1, 65535):
+            clear = png_chunk(b"tRNS", struct.pack(">H", level))
+            data = png(6, 5, depth, 0, row * 5, clear)
+            yield f"{depth}-bit grey PNG, tRNS {level}", data, "picture"
         colours = png_chunk(b"PLTE", rng.randbytes(3 << depth))
         yield f"{depth}-bit palette PNG", png(6, 5, depth, 3, row * 5, colours), "picture"
-        for alpha in (b"\0", b"\x80\xff"):
+        for alpha in (b"\0", b"\x80\xff", bytes(300), b"\xff" * 299 + b"\0"):
             clear = png_chunk(b"tRNS", alpha)
             data = png(6, 5, depth, 3, row * 5, colours, clear)
-            yield f"{depth}-bit palette PNG, tRNS {alpha!r}", data, "picture"
-    rgb = png(6, 5, 8, 2, (b"\0" + rng.randbytes(18)) * 5, png_chunk(b"tRNS", b"\0\1\0\2\0\3"))
-    yield "RGB PNG, tRNS", rgb, "picture"
+            yield f"{depth}-bit palette PNG, tRNS of {len(alpha)}", data, "picture"
+    for level in (1, 65535):
+        clear = png_chunk(b"tRNS", struct.pack(">3H", level, 2, 3))
+        data = png(6, 5, 8, 2, (b"\0" + rng.randbytes(18)) * 5, clear)
+        yield f"RGB PNG, tRNS {level}", data, "picture"
     for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA", "CMYK"):
         yield f"TIFF {mode}", encoded(photo(mode=mode), "TIFF"), "picture"
     yield "TIFF LAB", encoded(_lab(), "TIFF"), "picture"
