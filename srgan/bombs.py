@@ -258,10 +258,11 @@ def _inside(data: bytes, *path: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _items(data: bytes) -> Iterator[bytes]:
-    """The content of every item (ISO 14496-12, §8.11.3)."""
+    """The content of every item, those of tracks too (ISO 14496-12, §8.11.3)."""
     idat = next((start for start, _ in _inside(data, b"meta", b"idat")), 0)
     pieces = length = 0
-    for at, end in _inside(data, b"meta", b"iloc"):
+    tables = [_inside(data, b"meta", b"iloc"), _inside(data, b"moov", b"trak", b"meta", b"iloc")]
+    for at, end in itertools.chain(*tables):
         version = _number(data, at, 1)
         sizes = [_number(data, at + 4, 2) >> shift & 15 for shift in (12, 8, 4, 0)]
         offset_size, length_size, base_size, index_size = sizes
