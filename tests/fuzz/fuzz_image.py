@@ -1,8 +1,7 @@
 """Fuzzing of open_image and of the way from there through the pixels to a written file.
 
-    pip install atheris
-    python -m tests.fuzz.fuzz_image /tmp/found tests/fuzz/corpus -max_total_time=600 -timeout=20 \\
-        -rss_limit_mb=4096
+    pip install atheris && mkdir /tmp/found
+    python -m tests.fuzz.fuzz_image /tmp/found tests/fuzz/corpus -max_total_time=600
 
 New inputs that reach new code go to the first folder; an input that ends in anything but a picture
 or an ImageError is written to the working folder and ends the run. All options are libFuzzer's
@@ -10,7 +9,7 @@ or an ImageError is written to the working folder and ends the run. All options 
 
 `python -m tests.fuzz.fuzz_image --replay FILE…` runs files once, without atheris, as
 tests/test_hostile.py does with the corpus. That holds `valid_files()` of tests/hostile_files.py and
-what fuzzing has found.
+small files that once ended in something else.
 """
 
 import io
