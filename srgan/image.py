@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, ImageCms
 from PIL.Image import Resampling, Transpose
 from torch import Tensor
 
+from srgan.bombs import check_directories, refuse_bombs
 from srgan.errors import ImageError
 from srgan.generator import SCALE
 
@@ -134,6 +135,7 @@ def open_image(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters becomes an error
+            refuse_bombs(kind, data, max_pixels)
             file = Image.open(io.BytesIO(data), formats=_READABLE[kind][1])
             _check_declared(file, kind, data, max_pixels)
             remarks = _remarks(file, kind)
@@ -201,6 +203,8 @@ def _check_declared(file: Image.Image, kind: str, data: bytes, max_pixels: int) 
     elif kind == "TIFF":  # tiles are decoded whole, even where they reach far beyond the image
         width, height = (int(file.tag_v2.get(tag, 1)) for tag in (322, 323))
         _check_area(width, height, max(max_pixels, 1024**2))
+        if file.tag_v2.get(262) == 6 and file.tile[0][0] == "raw":  # Pillow reads other pixels
+            raise ImageError("This TIFF holds uncompressed YCbCr, unreadable here; save it as RGB.")
     elif kind == "JPEG" and len(re.findall(rb"\xff\xda\0[\x08\n\x0c\x0e]", data)) > 500:
         raise ImageError("This JPEG has more than 500 scans; export it again.")  # ten are usual
 
@@ -228,9 +232,13 @@ def _scale_transparency(file: Image.Image) -> None:
 
 def _upright(file: Image.Image, remarks: list[str]) -> Image.Image:
     """The decoded picture without its file: turned, with the metadata that still holds."""
-    info = {key: file.info[key] for key in ("transparency", "dpi") if key in file.info}
-    orientation = 1
+    info, orientation = {}, 1
+    if isinstance(file.info.get("dpi"), tuple):
+        info["dpi"] = file.info["dpi"]
+    if (transparency := _transparency(file)) is not None:
+        info["transparency"] = transparency
     try:
+        check_directories(_raw_exif(file.info))
         exif = file.getexif()
         orientation = exif.get(ExifTags.Base.Orientation, 1)
         if kept := _photograph_exif(exif):
@@ -248,6 +256,24 @@ def _upright(file: Image.Image, remarks: list[str]) -> Image.Image:
     image = file.copy() if turn is None else file.transpose(turn)
     image.info = info | {_NOTICES: remarks}
     return image
+
+
+def _transparency(file: Image.Image) -> int | bytes | tuple | None:
+    """What says which pixels are transparent, if it can be meant: PNG's texts are in `info` too."""
+    value = file.info.get("transparency")
+    if file.mode == "P" and isinstance(value, bytes):
+        return value[:256]
+    if isinstance(value, tuple if file.mode == "RGB" else int):
+        return value if file.mode != "P" or value < 256 else None
+    return None
+
+
+def _raw_exif(info: dict[str, Any]) -> bytes:
+    """What `getexif` is going to parse; empty for a TIFF, which is its own EXIF."""
+    if info.get("exif") is not None:
+        return info["exif"]
+    lines = info.get("Raw profile type exif", "").split("\n")  # ImageMagick's in a PNG
+    return bytes.fromhex("".join(lines[3:]))
 
 
 def _photograph_exif(exif: Image.Exif) -> bytes:

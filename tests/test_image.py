@@ -7,7 +7,6 @@ import warnings
 import zlib
 
 import numpy as np
-import pillow_heif
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageOps
@@ -29,49 +28,17 @@ from srgan.image import (
     shrink,
     to_tensor,
 )
+from tests.hostile_files import READABLE, SRGB, encoded, noise, photo, png, png_chunk, profile
 
-pillow_heif.register_heif_opener()
-
-READABLE = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF"]
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 BASE, IFD = ExifTags.Base, ExifTags.IFD
-
-
-def grey_profile() -> bytes:
-    """A valid grey profile: the sRGB one with another colour space and one curve's tags."""
-    tags = {
+#: A valid grey profile.
+GREY = profile(
+    b"GRAY",
+    {
         b"wtpt": b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061),
         b"kTRC": b"curv\0\0\0\0" + struct.pack(">IH", 1, 563) + b"\0\0",
-    }
-    table, body, offset = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
-    for name, data in tags.items():
-        table += name + struct.pack(">II", offset + len(body), len(data))
-        body += data
-    header = bytearray(SRGB[:128])
-    header[0:4] = struct.pack(">I", offset + len(body))
-    header[16:20] = b"GRAY"
-    return bytes(header) + table + body
-
-
-GREY = grey_profile()
-
-
-def encoded(image: Image.Image, format: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def photo(width: int = 40, height: int = 24, mode: str = "RGB") -> Image.Image:
-    """Smooth and coloured, so that lossy formats stay close to it."""
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    channels = [x / width, y / height, (x + y) / (width + height), 1 - 0.9 * x / width]
-    array = (255 * np.stack(channels, axis=-1)).astype(np.uint8)
-    return Image.fromarray(array).convert(mode)
-
-
-def noise(*shape: int, dtype=np.uint8) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, shape, dtype=dtype)
+    },
+)
 
 
 def identity(pixels: torch.Tensor) -> torch.Tensor:
@@ -81,17 +48,6 @@ def identity(pixels: torch.Tensor) -> torch.Tensor:
 def repeat(pixels: torch.Tensor) -> torch.Tensor:
     """Stands for a network: ×4, and sharp."""
     return pixels.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-
-
-def png_chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png(width: int, height: int, depth: int, kind: int, rows: bytes, *chunks: bytes) -> bytes:
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
-    data = png_chunk(b"IDAT", zlib.compress(rows))
-    end = png_chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + data + end
 
 
 def assert_same_pixels(image: Image.Image, expected: Image.Image) -> None:
