@@ -307,12 +307,13 @@ def test_a_photo_is_not_remembered(handlers, upscaler, tmp_path):
     assert upscaler.runs == 2
 
 
-def test_old_results_are_deleted(handlers, tmp_path):
+def test_old_files_are_deleted(handlers, tmp_path):
     old, new = (begin(handlers, photo(tmp_path / "cat.png")) for _ in range(2))
     an_hour_ago = time.time() - 3600
-    os.utime(Path(old.bicubic).parent, (an_hour_ago, an_hour_ago))
-    handlers.delete_results(older_than=3000)
-    assert not Path(old.bicubic).exists() and Path(new.bicubic).exists()
+    for path in (Path(old.bicubic), Path(old.bicubic).parent):
+        os.utime(path, (an_hour_ago, an_hour_ago))
+    handlers.files.delete(older_than=3000)
+    assert not Path(old.bicubic).parent.exists() and Path(new.bicubic).exists()
 
 
 def test_a_deleted_result_says_so(handlers, tmp_path):
