@@ -146,6 +146,7 @@ GRACE = 60
 ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 _DELETED = f"has been deleted: after {KEEP_FILES // 3600} h, or earlier when room is short"
+_RESTARTING = "The server is being restarted. Please try again in a minute."
 
 logger = logging.getLogger("app")
 Report = Callable[[float], None]  # the share of the work that is done, in [0, 1]
@@ -201,7 +202,7 @@ class Handlers:
         self._network = _on_zero_gpu(upscaler) if ZERO_GPU else upscaler.upscale
         # Images at a time, also while a stopped one winds up.
         self._workers = threading.Semaphore(self.concurrency)
-        self._closing = False
+        self._closing, self._closed = False, threading.Event()
         self._examples: dict[tuple[str, str], tuple[Image.Image, float]] = {}
         # Session -> its newest run's stop signal, which nothing but that run keeps alive.
         self._stops: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
@@ -404,11 +405,12 @@ class Handlers:
     # ---- from the server
 
     def finish(self, timeout: float) -> None:
-        """Takes no more work and waits until what runs is done, at most `timeout` s."""
+        """Takes no more work, waits until what runs is done, at most `timeout` s, and stops it."""
         self._closing = True
         deadline = time.monotonic() + timeout
         for _ in range(self.concurrency):
             self._workers.acquire(timeout=max(0, deadline - time.monotonic()))
+        self._closed.set()
 
     # ---- shared
 
@@ -451,12 +453,18 @@ class Handlers:
         self, image: Image.Image, detail: float | None, report: Report
     ) -> tuple[Image.Image, float]:
         """The enlarged image and the seconds it took."""
+
+        def report_while_open(share: float) -> None:
+            if self._closed.is_set():
+                raise SRGANError(_RESTARTING)
+            report(share)
+
         with self._workers:
             if self._closing:
-                raise SRGANError("The server is being restarted. Please try again in a minute.")
+                raise SRGANError(_RESTARTING)
             report(0.0)
             started = time.perf_counter()
-            sr = self._network(image, detail, report)
+            sr = self._network(image, detail, report_while_open)
             return sr, time.perf_counter() - started
 
     def _left_half(self, run: Run, left: str) -> str:
