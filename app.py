@@ -1188,7 +1188,7 @@ artefacts are not removed; they are enlarged too.</li>
 {KEEP_FILES // 60} minutes, or earlier when room is short.</li>
 </ul>
 <h2>From a program</h2>
-<pre><code>from gradio_client import Client, handle_file
+<pre tabindex="0"><code>from gradio_client import Client, handle_file
 client = Client("<span class="here">http://localhost:7860</span>")
 path = client.predict(handle_file("photo.jpg"), api_name="/upscale")</code></pre>
 <p><code>/upscale</code> gives the enlarged file, <code>/compare</code> the two halves,
@@ -1214,8 +1214,8 @@ def _evaluation_table(evaluation: dict) -> str:
         rows += f'<tr><th scope="row">{html.escape(dataset)}</th>{cells}</tr>'
     head = "".join(f'<th scope="col">{names[name]}</th>' for name in methods)
     return (
-        f'<div class="wide"><table><thead><tr><th scope="col">PSNR / SSIM</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f'<div class="wide" tabindex="0"><table><thead><tr><th scope="col">PSNR / SSIM</th>'
+        f"{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         "<p>On the Y channel, ×4, border of 4 pixels cut; higher is closer to the original. "
         "SRGAN trades these numbers for texture that looks right.</p>"
     )
