@@ -326,6 +326,13 @@ def test_a_deleted_result_says_so(handlers, tmp_path):
         handlers.compare_halves(run, app.PIXELS)
 
 
+def test_a_deleted_photo_says_so(handlers, tmp_path):
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    Path(run.photo).unlink()
+    with pytest.raises(gr.Error, match="has been deleted"):
+        enlarge(handlers, run)
+
+
 def test_nothing_happens_without_a_photo(handlers):
     assert handlers.begin_again(None, app.ENLARGE, app.BICUBIC) == (gr.skip(),) * 8
     assert enlarge(handlers, None) == gr.skip()

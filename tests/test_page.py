@@ -283,6 +283,33 @@ def test_the_keyboard_moves_handle_and_detail(page, cat):
     page.wait_for_selector('#status :text("detail 0.70")')
 
 
+def test_the_tab_key_reaches_everything(page, cat):
+    choose(page, cat)
+    wait_for_srgan(page)
+    parts = [
+        "photo",
+        "slider",
+        "left",
+        "format",
+        "download",
+        "mode",
+        "detail",
+        "again",
+        "examples",
+        "about",
+    ]
+    page.evaluate("document.activeElement.blur()")
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached |= set(
+            page.evaluate(
+                "parts => parts.filter((id) => document.activeElement.closest('#' + id))", parts
+            )
+        )
+    assert reached == set(parts)
+
+
 def test_everything_to_operate_has_a_name(page):
     nameless = page.eval_on_selector_all(
         "button:visible, input:visible, [role=slider]",
