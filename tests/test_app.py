@@ -508,14 +508,23 @@ def _call(api: str, path: str) -> str:
 
 def join(app, width: int, session: str, folder: Path) -> httpx.Response:
     """Asks for an enlargement of a photo so wide, as a page with this session does."""
-    api = f"{app.url}/gradio_api"
+    api = httpx.Client(base_url=f"{app.url}/gradio_api/", timeout=60)
     with open(photo(folder / f"{width}.png", (width, 18)), "rb") as file:
-        uploaded = httpx.post(f"{api}/upload", files={"files": file}).json()[0]
+        uploaded = api.post("upload", files={"files": file}).json()[0]
     image = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
-    functions = httpx.get(f"{app.url}/config").json()["dependencies"]
-    (upscale,) = (f["id"] for f in functions if f["api_name"] == "upscale")
-    body = {"fn_index": upscale, "data": [image, 0.5, "png"], "session_hash": session}
-    return httpx.post(f"{api}/queue/join", json=body, timeout=60)
+    body = {"fn_index": function(app, "upscale"), "data": [image, 0.5, "png"]}
+    return api.post("queue/join", json={**body, "session_hash": session})
+
+
+def function(app, name: str) -> int:
+    """The number by which the page calls a function."""
+    functions = httpx.get(f"{app.url}/config", timeout=60).json()["dependencies"]
+    (number,) = (function["id"] for function in functions if function["api_name"] == name)
+    return number
+
+
+def connect(url: str) -> Client:
+    return Client(url, verbose=False, httpx_kwargs={"timeout": 60})
 
 
 def wait_until(condition) -> None:
@@ -527,7 +536,7 @@ def wait_until(condition) -> None:
 
 def test_visitors_take_turns(slow_app, tmp_path):
     join(slow_app, 20, "first", tmp_path)
-    assert slow_app.upscaler.started.wait(20)
+    assert slow_app.upscaler.started.wait(60)
     for width, session in enumerate(["first"] * 4 + ["second"] * 2 + ["third"], 21):
         join(slow_app, width, session, tmp_path)
     slow_app.upscaler.go_on.set()
@@ -537,9 +546,9 @@ def test_visitors_take_turns(slow_app, tmp_path):
 
 def test_whoever_waits_is_told_the_place(slow_app, tmp_path):
     path = photo(tmp_path / "cat.png")
-    busy, client = (Client(slow_app.url, verbose=False) for _ in range(2))
+    busy, client = (connect(slow_app.url) for _ in range(2))
     busy.submit(handle_file(path), api_name="/upscale")
-    assert slow_app.upscaler.started.wait(20)
+    assert slow_app.upscaler.started.wait(60)
     jobs = []
     for asker, places in ((busy, [0]), (busy, [0, 1]), (client, [0, 2, 1])):
         jobs.append(asker.submit(handle_file(path), api_name="/upscale"))
@@ -552,25 +561,22 @@ def test_whoever_waits_is_told_the_place(slow_app, tmp_path):
 def test_a_full_line_is_busy_and_stop_still_works(slow_app, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "QUEUE_SIZE", 3)
     join(slow_app, 20, "first", tmp_path)
-    assert slow_app.upscaler.started.wait(20)
+    assert slow_app.upscaler.started.wait(60)
     for number in range(3):
         assert join(slow_app, 24, f"visitor {number}", tmp_path).status_code == 200
     refused = join(slow_app, 24, "one too many", tmp_path)
     assert refused.status_code == 503 and "busy: 3 are waiting" in refused.text
     with pytest.raises(QueueError):
-        Client(slow_app.url, verbose=False).predict(
-            handle_file(photo(tmp_path / "cat.png")), api_name="/upscale"
-        )
-    functions = httpx.get(f"{slow_app.url}/config").json()["dependencies"]
-    (stop,) = (f["id"] for f in functions if f["api_name"] == "stop")
-    body = {"fn_index": stop, "data": [], "session_hash": "first"}
-    assert httpx.post(f"{slow_app.url}/gradio_api/queue/join", json=body).status_code == 200
+        connect(slow_app.url).predict(handle_file(photo(tmp_path / "cat.png")), api_name="/upscale")
+    body = {"fn_index": function(slow_app, "stop"), "data": [], "session_hash": "first"}
+    stopped = httpx.post(f"{slow_app.url}/gradio_api/queue/join", json=body, timeout=60)
+    assert stopped.status_code == 200
 
 
 def test_one_visitor_cannot_hold_all_places(slow_app, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "QUEUE_SHARE", 2)
     join(slow_app, 20, "greedy", tmp_path)
-    assert slow_app.upscaler.started.wait(20)
+    assert slow_app.upscaler.started.wait(60)
     answers = [join(slow_app, 24, "greedy", tmp_path) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert "You have 2 requests waiting" in answers[-1].text
@@ -609,9 +615,9 @@ def test_several_pictures_at_a_time_where_that_is_asked_for(tiny_weights, tmp_pa
     upscaler = CountingUpscaler(tiny_weights, slow=True)
     demo = app.create_demo(upscaler)
     _, url, _ = demo.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
-    client, path = Client(url, verbose=False), photo(tmp_path / "cat.png")
+    client, path = connect(url), photo(tmp_path / "cat.png")
     first = client.submit(handle_file(path), api_name="/upscale")
-    assert upscaler.started.wait(20)
+    assert upscaler.started.wait(60)
     assert open_image(client.predict(handle_file(path), api_name="/upscale")).size == (96, 72)
     assert not first.done()
     upscaler.go_on.set()

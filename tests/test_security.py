@@ -34,7 +34,7 @@ def served(tiny_weights, tmp_path_factory):
 
 @pytest.fixture
 def api(served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{served.url}/gradio_api/", timeout=60) as client:
+    with httpx.Client(base_url=f"{served.url}/gradio_api/", timeout=180) as client:
         yield client
 
 
@@ -54,7 +54,7 @@ def call(api: httpx.Client, name: str, data: list) -> str:
 
 
 def functions(served) -> dict[int, dict]:
-    config = httpx.get(f"{served.url}/config").json()
+    config = httpx.get(f"{served.url}/config", timeout=180).json()
     return {dependency["id"]: dependency for dependency in config["dependencies"]}
 
 
@@ -274,7 +274,7 @@ def test_other_pages_cannot_use_a_server_at_home(served):
 
 
 def test_analytics_are_off(served):
-    assert httpx.get(f"{served.url}/config").json()["analytics_enabled"] is False
+    assert httpx.get(f"{served.url}/config", timeout=180).json()["analytics_enabled"] is False
 
 
 # ---- sizes
