@@ -3,6 +3,8 @@
     python app.py [--share] [--weights WEIGHTS]
 
 serves on http://localhost:7860; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say otherwise.
+SRGAN_CONCURRENCY says how many pictures are enlarged at a time, SRGAN_TEMP_BYTES how much room
+uploads and results may take in GRADIO_TEMP_DIR.
 """
 
 import argparse
@@ -21,14 +23,21 @@ import tempfile
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TypeVar
+from stat import S_ISREG
+from typing import Any, NamedTuple, TypeVar
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
+# Read when Gradio is imported. Its temporary folder is shared by every Gradio program otherwise;
+# and after each event it makes a table of so many past ones, which nobody looks at.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / "srgan"))
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "10")
 try:
     import spaces  # before torch, which it has to patch on ZeroGPU
 except ImportError:
@@ -54,13 +63,20 @@ if __name__ == "__main__":
     loading = ThreadPoolExecutor(1).submit(Upscaler, arguments.weights, fallback=True)
 
 import gradio as gr
+from fastapi import HTTPException, Request
 from fastapi.responses import PlainTextResponse
 from gradio.block_function import BlockFunction
 from gradio.context import LocalContext
-from gradio.data_classes import ImageData
+from gradio.data_classes import ImageData, PredictBodyInternal
 from gradio.processing_utils import save_base64_to_cache
+from gradio.queueing import Event, Queue
+from gradio.route_utils import FnIndexInferError, get_fn
 from gradio.utils import get_upload_folder, is_in_or_equal
+from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 from PIL import Image
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from srgan.image import (
     OUTPUT_FORMATS,
@@ -99,12 +115,38 @@ READABLE = {
     "button_primary_background_fill_dark": "*primary_700",
     "button_primary_background_fill_hover_dark": "*primary_600",
 }
-#: Visitors waiting at most; the next one is told to come back.
-QUEUE_SIZE = 32
+#: Places in each line of the queue, and how many of all of them one visitor may hold; whoever
+#: comes after that is told to come back.
+QUEUE_SIZE, QUEUE_SHARE = 32, 16
+#: Visitors whose state is remembered; whoever was away for longest is forgotten.
+SESSIONS = 1000
+#: Bytes for uploads and results, at most half of what is free.
+TEMP_BYTES = 2_000_000_000
+#: Seconds in which a file is not deleted, however short the room is.
+KEEP_LEAST = 600
+#: Bytes of a request that is not an upload, an image as data URL say.
+MAX_BODY = 10_000_000
+#: Bytes of an upload beside the file, and of it between two looks at the room.
+FORM_BYTES, ROOM_STEP = 100_000, 4_000_000
+#: What Gradio offers below /gradio_api/ and this page doesn't need: it fetches other servers'
+#: files, writes to the disk without bound, or starts programs.
+NOT_SERVED = (
+    "proxy=", "file=http:", "file=https:", "file/http:", "file/https:", "deep_link",
+    "component_server", "process_recording", "vibe-",
+)  # fmt: skip
+#: The page may be embedded elsewhere, as in a Space: so nothing about frames.
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
 #: Seconds that a running image is given to finish after SIGTERM.
 GRACE = 60
 #: Whether this Space is lent a GPU for each image, which another process then enlarges.
 ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+_DELETED = f"has been deleted: after {KEEP_FILES // 3600} h, or earlier when room is short"
+_RESTARTING = "The server is being restarted. Please try again in a minute."
 
 logger = logging.getLogger("app")
 Report = Callable[[float], None]  # the share of the work that is done, in [0, 1]
@@ -155,13 +197,13 @@ class Handlers:
 
     def __init__(self, upscaler: Upscaler):
         self.upscaler = upscaler
+        self.concurrency = _setting("SRGAN_CONCURRENCY", 1 if upscaler.device.type == "cpu" else 2)
+        self.files = Files()
         self._network = _on_zero_gpu(upscaler) if ZERO_GPU else upscaler.upscale
-        self._worker = threading.Lock()  # one image at a time, also while a stopped one winds up
-        self._closing = False
+        # Images at a time, also while a stopped one winds up.
+        self._workers = threading.Semaphore(self.concurrency)
+        self._closing, self._closed = False, threading.Event()
         self._examples: dict[tuple[str, str], tuple[Image.Image, float]] = {}
-        uploads = Path(get_upload_folder())
-        uploads.mkdir(parents=True, exist_ok=True)
-        self._results = Path(tempfile.mkdtemp(prefix="results-", dir=uploads))
         # Session -> its newest run's stop signal, which nothing but that run keeps alive.
         self._stops: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
@@ -196,7 +238,7 @@ class Handlers:
             photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
             sr = self._run_network(photo, detail, report)[0]
             name = f"{_stem(image)}-srgan-x{SCALE}{OUTPUT_FORMATS[output_format]}"
-            return _save(sr, self._new_folder() / name)
+            return _save(sr, self.files.new_folder() / name)
 
         return await _in_background(work, progress)
 
@@ -222,7 +264,7 @@ class Handlers:
             photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
             sr = self._run_network(photo, detail, report)[0]
             plain = enlarge_bicubic(photo) if left == BICUBIC else enlarge_nearest(photo)
-            folder, name = self._new_folder(), _stem(image)
+            folder, name = self.files.new_folder(), _stem(image)
             return (
                 _save(plain, folder / f"{name}-{left}-x{SCALE}.png"),
                 _save(sr, folder / f"{name}-srgan-x{SCALE}.png"),
@@ -249,7 +291,7 @@ class Handlers:
         with _errors_as_gradio():
             lr, original = self._read(photo, mode)
             name = _stem(photo)
-            bicubic = self._new_folder() / f"{name}-bicubic-x{SCALE}.png"
+            bicubic = self.files.new_folder() / f"{name}-bicubic-x{SCALE}.png"
             source = lr if original is None else original
             run = Run(
                 photo=photo,
@@ -313,7 +355,7 @@ class Handlers:
                 }
             return replace(
                 run,
-                srgan=_save(sr, self._new_folder() / f"{run.name}-srgan-x{SCALE}.png"),
+                srgan=_save(sr, self.files.new_folder() / f"{run.name}-srgan-x{SCALE}.png"),
                 detail=detail,
                 seconds=seconds,
                 remembered=remembered,
@@ -362,20 +404,13 @@ class Handlers:
 
     # ---- from the server
 
-    def delete_results(self, older_than: float) -> None:
-        """Deletes results that are older than so many seconds.
-
-        Gradio's `delete_cache` does so for uploads, but loses sight of files that it was handed
-        together with other properties of a component.
-        """
-        for folder in self._results.iterdir():
-            if time.time() - folder.stat().st_mtime > older_than:
-                shutil.rmtree(folder, ignore_errors=True)
-
     def finish(self, timeout: float) -> None:
-        """Takes no more work and waits until the running image is done, at most `timeout` s."""
+        """Takes no more work, waits until what runs is done, at most `timeout` s, and stops it."""
         self._closing = True
-        self._worker.acquire(timeout=timeout)
+        deadline = time.monotonic() + timeout
+        for _ in range(self.concurrency):
+            self._workers.acquire(timeout=max(0, deadline - time.monotonic()))
+        self._closed.set()
 
     # ---- shared
 
@@ -418,20 +453,23 @@ class Handlers:
         self, image: Image.Image, detail: float | None, report: Report
     ) -> tuple[Image.Image, float]:
         """The enlarged image and the seconds it took."""
-        with self._worker:
+
+        def report_while_open(share: float) -> None:
+            if self._closed.is_set():
+                raise SRGANError(_RESTARTING)
+            report(share)
+
+        with self._workers:
             if self._closing:
-                raise SRGANError("The server is being restarted. Please try again in a minute.")
+                raise SRGANError(_RESTARTING)
             report(0.0)
             started = time.perf_counter()
-            sr = self._network(image, detail, report)
+            sr = self._network(image, detail, report_while_open)
             return sr, time.perf_counter() - started
 
     def _left_half(self, run: Run, left: str) -> str:
         if not Path(run.bicubic).exists():
-            raise ImageError(
-                f"This result is more than {KEEP_FILES // 3600} h old and has been deleted. "
-                "Please drop the photo again."
-            )
+            raise ImageError(f"This result {_DELETED}. Please drop the photo again.")
         if left == BICUBIC:
             return run.bicubic
         path = Path(run.bicubic).with_name(f"{run.name}-{left}-x{SCALE}.png")
@@ -439,13 +477,6 @@ class Handlers:
             lr, original = self._read(run.photo, run.mode)
             _save(enlarge_nearest(lr) if left == PIXELS else crop_to_scale(original), path)
         return str(path)
-
-    def _new_folder(self) -> Path:
-        """A folder for one result: in Gradio's cache, so that it is served, under a name that
-        can't be guessed."""
-        folder = self._results / secrets.token_urlsafe(24)
-        folder.mkdir()
-        return folder
 
     def _take_over(self, request: gr.Request | None) -> threading.Event:
         """Stops the visitor's older run and returns the stop signal of the new one.
@@ -522,6 +553,8 @@ def _errors_as_gradio() -> Iterator[None]:
             duration=None,
             print_exception=False,
         ) from error
+    except OSError as error:
+        raise gr.Error(_no_files(error), duration=None) from error
 
 
 def _on_zero_gpu(upscaler: Upscaler) -> Callable[..., Image.Image]:
@@ -543,10 +576,24 @@ def _seconds_on_zero_gpu(image: Image.Image, detail: float | None) -> int:
     return math.ceil(10 + 10 * image.width * image.height / 1e6)
 
 
+def _setting(variable: str, default: int) -> int:
+    text = os.environ.get(variable) or str(default)
+    if not text.isdecimal() or int(text) == 0:
+        raise SRGANError(f"{variable} must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
 def _given(path: str | None) -> str:
     if path is None:
-        raise ImageError("No image was given. Pass a file, a URL or a data URL.")
+        raise ImageError("No image was given. Pass a file or a data URL.")
+    if not Path(path).exists():
+        raise ImageError(f"This photo {_DELETED}. Please send it again.")
     return path
+
+
+def _no_files(error: OSError) -> str:
+    """What a visitor is told when the disk is full or broken: no path."""
+    return f"The server could not keep its files: {error.strerror}. Please try again later."
 
 
 def _stem(path: str) -> str:
@@ -711,7 +758,7 @@ class Page:
                     self.run,
                     trigger_mode="multiple",
                     concurrency_id="network",
-                    concurrency_limit=1,
+                    concurrency_limit=handlers.concurrency,
                     show_progress_on=self.status,
                     api_visibility="private",
                 )
@@ -783,7 +830,7 @@ def _wire_api(handlers: Handlers) -> None:
         )
         information = gr.JSON(label="Model")
         trigger = gr.Button()
-    network = {"concurrency_id": "network", "concurrency_limit": 1}
+    network = {"concurrency_id": "network", "concurrency_limit": handlers.concurrency}
     trigger.click(
         handlers.upscale, [image, detail, output_format], enlarged, api_name="upscale", **network
     )
@@ -794,26 +841,279 @@ def _wire_api(handlers: Handlers) -> None:
 
 
 class Demo(gr.Blocks):
-    """Blocks whose API also takes a `data` list that leaves out trailing defaults."""
+    """Blocks whose API also takes a `data` list that leaves out trailing defaults, and which
+    fetches nothing from addresses that visitors name."""
 
     def validate_inputs(self, block_fn: BlockFunction, inputs: list) -> None:
         if block_fn.api_visibility == "public":
             inputs.extend(component.value for component in block_fn.inputs[len(inputs) :])
+        traverse(inputs, _refuse_address, is_file_obj)
         super().validate_inputs(block_fn, inputs)
+
+
+def _refuse_address(file: dict) -> None:
+    if is_http_url_like(file["path"]):
+        raise gr.Error(
+            "Addresses are not fetched. Send the file itself, or a data URL.",
+            print_exception=False,
+        )
 
 
 def create_demo(upscaler: Upscaler) -> Demo:
     """The page and the API around an upscaler, to be launched with `launch`."""
-    with Demo(
-        title=f"SRGAN ×{SCALE}",
-        fill_width=True,
-        analytics_enabled=False,
-        delete_cache=(CLEAN_EVERY, KEEP_FILES),
-    ) as demo:
+    with Demo(title=f"SRGAN ×{SCALE}", fill_width=True, analytics_enabled=False) as demo:
         demo.handlers = Handlers(upscaler)
         Page(demo.handlers)
         _wire_api(demo.handlers)
-    return demo.queue(max_size=QUEUE_SIZE, api_open=False, default_concurrency_limit=1)
+    demo.queue(api_open=False)
+    demo._queue = FairQueue(demo)
+    demo.handlers.files.know(demo)
+    return demo
+
+
+class FairQueue(Queue):
+    """Gradio's queue with bounded lines, in which no visitor keeps the others waiting.
+
+    Who waits for several things gets them in turn with the other visitors (start-time fair
+    queueing, Goyal et al. 1996), and a place is never lost to someone who comes later and again.
+
+    Args:
+        demo: whose events it takes.
+    """
+
+    def __init__(self, demo: Demo):
+        super().__init__(
+            live_updates=True,
+            concurrency_count=demo.max_threads,
+            update_intervals=1,
+            max_size=None,
+            blocks=demo,
+            default_concurrency_limit=1,
+        )
+        self._turns: defaultdict[str, int] = defaultdict(int)  # of what each line started last
+
+    async def push(
+        self, body: PredictBodyInternal, request: Request, username: str | None
+    ) -> tuple[bool, Any, str]:
+        visitor = _visitor(request, body.session_hash)
+        lines = self.event_queue_per_concurrency_id
+        try:
+            line = lines.get(get_fn(self.blocks, None, body).concurrency_id)
+        except (KeyError, FnIndexInferError):
+            return False, "There is no such function.", "error"
+        if line is not None and len(line.queue) >= QUEUE_SIZE:
+            text = f"The server is busy: {QUEUE_SIZE} are waiting. Please try again in a minute."
+            return False, text, "queue_full"
+        waiting = [event for line in lines.values() for event in line.queue]
+        if sum(event.visitor == visitor for event in waiting) >= QUEUE_SHARE:
+            text = f"You have {QUEUE_SHARE} requests waiting. Please wait until some are done."
+            raise HTTPException(429, text)
+        self._forget_sessions()
+        success, event_id, state = await super().push(body, request, username)
+        if success:
+            self._line_up(self.event_ids_to_events[event_id], visitor)
+        return success, event_id, state
+
+    def get_events(self) -> tuple[list[Event], bool, str] | None:
+        found = super().get_events()
+        if found is not None:
+            events, _, line = found
+            self._turns[line] = events[0].turn
+        return found
+
+    def _line_up(self, event: Event, visitor: str) -> None:
+        """Moves the event that came last to its place, and tells those behind it of theirs."""
+        waiting = self.event_queue_per_concurrency_id[event.concurrency_id].queue
+        own = [other.turn for other in waiting[:-1] if other.visitor == visitor]
+        event.visitor, event.turn = visitor, 1 + max([self._turns[event.concurrency_id], *own])
+        waiting.sort(key=lambda other: other.turn)
+        self.broadcast_estimations(event.concurrency_id, waiting.index(event))
+
+    def _forget_sessions(self) -> None:
+        """Gradio keeps the names of events, read or not, of all sessions there ever were."""
+        if len(self.pending_event_ids_session) > 2 * self.pending_messages_per_session.max_size:
+            for session in set(self.pending_event_ids_session) - set(
+                self.pending_messages_per_session
+            ):
+                del self.pending_event_ids_session[session]
+
+
+def _visitor(request: Request, session: str | None) -> str:
+    """Whom an event counts for: the public address; where a proxy hides it, the session."""
+    address = request.client.host if request.client else ""
+    with suppress(ValueError):
+        if ip_address(address).is_global:  # of IPv6 a household has 2^64
+            return str(ip_network((address, 64 if ":" in address else 32), strict=False))
+    return session or address
+
+
+class File(NamedTuple):
+    """A file of a visitor: when it was written, in seconds, and its size in bytes."""
+
+    written: float
+    size: int
+    path: str
+
+
+class Files:
+    """The folder of uploads and results: files are deleted after an hour, and take bounded room.
+
+    Gradio's own `delete_cache` doesn't know of images that came inside a request, nor of files
+    that it was handed together with other properties of a component, and ends for good when an
+    upload comes just while it looks.
+    """
+
+    #: Uploads by their hash, half uploaded ones, results.
+    NAMES = re.compile(r"[0-9a-f]{64}|tmp\w+|results-\w+")
+
+    def __init__(self):
+        self.folder = Path(get_upload_folder())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._results = Path(tempfile.mkdtemp(prefix="results-", dir=self.folder))
+        self._most = _setting(
+            "SRGAN_TEMP_BYTES", min(TEMP_BYTES, shutil.disk_usage(self.folder).free // 2)
+        )
+        self._lock = threading.Lock()  # of `make_room`
+        self._uploads: list[set[str]] = []  # as Gradio remembers them
+        self._kept: set[str] = set()
+
+    def know(self, demo: Demo) -> None:
+        """Keeps what the page itself needs, and learns which uploads are this process's."""
+        self._uploads = demo.temp_file_sets
+        self._kept = set().union(*self._uploads)
+
+    def new_folder(self) -> Path:
+        """A folder for one result: in Gradio's cache, so that it is served, under a name that
+        can't be guessed.
+
+        Raises:
+            SRGANError: there is no room.
+        """
+        self.make_room(ROOM_STEP)
+        folder = self._results / secrets.token_urlsafe(24)
+        folder.mkdir(parents=True)
+        return folder
+
+    def make_room(self, needed: int) -> None:
+        """Deletes the oldest files until there is room for so many bytes.
+
+        Raises:
+            SRGANError: all files are so new that someone may be waiting for them.
+        """
+        with self._lock:
+            files = sorted(self._list())
+            excess = sum(file.size for file in files) + needed - self._most
+            for file in files:
+                if excess <= 0 or file.written > time.time() - KEEP_LEAST:
+                    break
+                self._delete(file.path)
+                excess -= file.size
+        if excess > 0:
+            raise SRGANError("The server has no room for files now. Please try again in a while.")
+
+    def delete(self, older_than: float) -> None:
+        """Deletes files that are older than so many seconds, of earlier processes too."""
+        limit = time.time() - older_than
+        for file in self._list():
+            if file.written < limit:
+                self._delete(file.path)
+        for name in filter(self.NAMES.fullmatch, os.listdir(self.folder)):
+            for folder, _, _ in os.walk(self.folder / name, topdown=False):
+                with suppress(OSError):  # there is something in it
+                    if os.stat(folder).st_mtime < limit:
+                        os.rmdir(folder)
+
+    def delete_own(self) -> None:
+        """Deletes all that this process was sent and has made."""
+        for path in set().union(*self._uploads):
+            self._delete(path)
+        shutil.rmtree(self._results, ignore_errors=True)
+
+    def _list(self) -> Iterator[File]:
+        for name in filter(self.NAMES.fullmatch, os.listdir(self.folder)):
+            found = [str(self.folder / name)]
+            for folder, _, names in os.walk(found[0]):
+                found += [f"{folder}/{name}" for name in names]
+            for path in found:
+                with suppress(OSError):  # deleted meanwhile
+                    status = os.stat(path)
+                    if S_ISREG(status.st_mode) and path not in self._kept:
+                        yield File(status.st_mtime, status.st_size, path)
+
+    def _delete(self, path: str) -> None:
+        with suppress(OSError):
+            os.unlink(path)
+            if os.path.dirname(path) != str(self.folder):
+                os.rmdir(os.path.dirname(path))
+        for some in self._uploads:
+            some.discard(path)
+
+
+class Guard:
+    """Stands before Gradio: refuses what the page does not need, bounds what comes, adds headers.
+
+    Args:
+        app: Gradio's server.
+        files: where its uploads go.
+    """
+
+    def __init__(self, app: ASGIApp, files: Files):
+        self.app = app
+        self.files = files
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"].partition("/gradio_api/")[2]
+        answered = False
+
+        async def answer(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                if path.startswith("file"):
+                    headers.setdefault("Cache-Control", f"private, max-age={KEEP_FILES}")
+            await send(message)
+
+        async def refuse(status: int, reason: str) -> None:
+            await PlainTextResponse(reason, status)(scope, receive, answer)
+
+        if path.lower().startswith(NOT_SERVED):
+            await refuse(404, "Not served here.")
+            return
+        uploading = path.startswith("upload")
+        try:
+            await self.app(scope, self._bounded(receive, uploading), answer)
+        except OSError as error:  # a full disk, mostly
+            if answered or not uploading:
+                raise
+            logger.error("upload: %s", error)
+            await refuse(507, _no_files(error))
+
+    def _bounded(self, receive: Receive, uploading: bool) -> Receive:
+        """What receives a request's body, and ends a request that grows too large."""
+        limit = default_max_bytes() + FORM_BYTES if uploading else MAX_BODY
+        received = room = 0
+
+        async def bounded() -> Message:
+            nonlocal received, room
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise HTTPException(413, f"The limit is {limit:,} bytes.")
+            if uploading and received > room:
+                room += ROOM_STEP
+                try:
+                    await asyncio.to_thread(self.files.make_room, ROOM_STEP)
+                except SRGANError as error:
+                    raise HTTPException(507, str(error)) from error
+            return message
+
+        return bounded
 
 
 def _header(notices: list[str]) -> str:
@@ -885,10 +1185,10 @@ text from it, and do not use it as evidence.</li>
 artefacts are not removed; they are enlarged too.</li>
 <li>Photos up to {megapixels:.1f} million pixels are enlarged, and up to
 {megapixels * SCALE**2:.0f} million shrunk and restored. Uploads and results are deleted after
-{KEEP_FILES // 60} minutes.</li>
+{KEEP_FILES // 60} minutes, or earlier when room is short.</li>
 </ul>
 <h2>From a program</h2>
-<pre><code>from gradio_client import Client, handle_file
+<pre tabindex="0"><code>from gradio_client import Client, handle_file
 client = Client("<span class="here">http://localhost:7860</span>")
 path = client.predict(handle_file("photo.jpg"), api_name="/upscale")</code></pre>
 <p><code>/upscale</code> gives the enlarged file, <code>/compare</code> the two halves,
@@ -914,8 +1214,8 @@ def _evaluation_table(evaluation: dict) -> str:
         rows += f'<tr><th scope="row">{html.escape(dataset)}</th>{cells}</tr>'
     head = "".join(f'<th scope="col">{names[name]}</th>' for name in methods)
     return (
-        f'<div class="wide"><table><thead><tr><th scope="col">PSNR / SSIM</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f'<div class="wide" tabindex="0"><table><thead><tr><th scope="col">PSNR / SSIM</th>'
+        f"{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         "<p>On the Y channel, ×4, border of 4 pixels cut; higher is closer to the original. "
         "SRGAN trades these numbers for texture that looks right.</p>"
     )
@@ -927,6 +1227,7 @@ def launch(demo: Demo, share: bool | None = None) -> None:
     Raises:
         OSError: the port is in use.
     """
+    files = demo.handlers.files
     stopping = threading.Event()
 
     def stop_serving(number, frame):
@@ -941,8 +1242,11 @@ def launch(demo: Demo, share: bool | None = None) -> None:
         share=share,
         prevent_thread_lock=True,
         max_file_size=default_max_bytes(),
+        state_session_capacity=SESSIONS,
+        app_kwargs={"middleware": [Middleware(Guard, files=files)]},
         show_error=False,
         run_history=False,
+        enable_monitoring=False,
         ssr_mode=False,
         mcp_server=importlib.util.find_spec("mcp") is not None,
         footer_links=["api"],
@@ -956,13 +1260,14 @@ def launch(demo: Demo, share: bool | None = None) -> None:
         js=(HERE / "page.js").read_text(encoding="utf-8"),
     )
     app.add_api_route("/healthz", lambda: PlainTextResponse("ok"))
+    files.delete(older_than=KEEP_FILES)
     while not stopping.wait(CLEAN_EVERY):
-        demo.handlers.delete_results(older_than=KEEP_FILES)
+        files.delete(older_than=KEEP_FILES)
     logger.info("stopping")
     demo.handlers.finish(GRACE)
     time.sleep(1)  # for the result to be fetched
     demo.close()
-    demo.handlers.delete_results(older_than=0)
+    files.delete_own()
 
 
 def main(loading: Future[Upscaler], share: bool) -> None:

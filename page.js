@@ -107,6 +107,11 @@
     document.querySelectorAll("#photo button[aria-dropeffect]").forEach((button) => {
       button.setAttribute("aria-label", button.innerText.trim());
     });
+    // A button to fold the message, with the one to close it inside: only that one is needed.
+    document.querySelectorAll(".toast-header[role=button]").forEach((header) => {
+      header.removeAttribute("role");
+      header.removeAttribute("tabindex");
+    });
     document.querySelector("#status .html-container")?.setAttribute("aria-live", "polite");
     document.querySelectorAll("#about .here").forEach((span) => {
       const here = location.origin + location.pathname.replace(/\/$/, "");

@@ -50,13 +50,18 @@ def free_port() -> int:
 
 
 def start(
-    arguments: list[str], port: int, folder: Path, environment: dict[str, str] | None = None
+    arguments: list[str],
+    port: int,
+    folder: Path,
+    environment: dict[str, str] | None = None,
+    root: Path = ROOT,
 ) -> subprocess.Popen:
-    """Starts Python in the repository with its own temporary folder; output goes to a file."""
+    """Starts Python in the repository, or a copy of it, with its own temporary folder; output
+    goes to a file."""
     with open(folder / "app.log", "w") as log:
         return subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=ROOT,
+            cwd=root,
             env={
                 **os.environ,
                 "GRADIO_SERVER_PORT": str(port),
@@ -74,6 +79,7 @@ def running_app(
     weights: Path | str | None = None,
     script: str | None = None,
     environment: dict[str, str] | None = None,
+    port: int | None = None,
 ) -> Iterator[RunningApp]:
     """The app, from when it answers.
 
@@ -82,8 +88,9 @@ def running_app(
         weights: a weights folder, or a repository on the Hub; None for the bundled ones.
         script: Python code to run in place of app.py.
         environment: further variables.
+        port: where; None for one that is free.
     """
-    port = free_port()
+    port = port or free_port()
     arguments = ["-c", script] if script else ["app.py"]
     environment = {"SRGAN_WEIGHTS": str(weights or "bundled"), **(environment or {})}
     process = start(arguments, port, folder, environment)

@@ -19,10 +19,11 @@ import pytest
 from app_process import free_port, running_app, start
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from gradio_client.utils import QueueError
 from PIL import Image
 
 import app
-from srgan import ImageError, Upscaler, WeightsError, open_image
+from srgan import ImageError, SRGANError, Upscaler, WeightsError, open_image
 from srgan.image import (
     default_max_bytes,
     enlarge_bicubic,
@@ -54,11 +55,13 @@ class CountingUpscaler(Upscaler):
     def __init__(self, weights: Path, slow: bool = False):
         super().__init__(weights)
         self.runs = 0
+        self.widths = []
         self.slow = slow
         self.started, self.go_on, self.broken_off = (threading.Event() for _ in range(3))
 
     def upscale(self, image, detail=None, progress=None):
         self.runs += 1
+        self.widths.append(image.width)
         if self.slow and self.runs == 1:
             self.started.set()
             try:
@@ -307,12 +310,13 @@ def test_a_photo_is_not_remembered(handlers, upscaler, tmp_path):
     assert upscaler.runs == 2
 
 
-def test_old_results_are_deleted(handlers, tmp_path):
+def test_old_files_are_deleted(handlers, tmp_path):
     old, new = (begin(handlers, photo(tmp_path / "cat.png")) for _ in range(2))
     an_hour_ago = time.time() - 3600
-    os.utime(Path(old.bicubic).parent, (an_hour_ago, an_hour_ago))
-    handlers.delete_results(older_than=3000)
-    assert not Path(old.bicubic).exists() and Path(new.bicubic).exists()
+    for path in (Path(old.bicubic), Path(old.bicubic).parent):
+        os.utime(path, (an_hour_ago, an_hour_ago))
+    handlers.files.delete(older_than=3000)
+    assert not Path(old.bicubic).parent.exists() and Path(new.bicubic).exists()
 
 
 def test_a_deleted_result_says_so(handlers, tmp_path):
@@ -320,6 +324,13 @@ def test_a_deleted_result_says_so(handlers, tmp_path):
     Path(run.bicubic).unlink()
     with pytest.raises(gr.Error, match="has been deleted"):
         handlers.compare_halves(run, app.PIXELS)
+
+
+def test_a_deleted_photo_says_so(handlers, tmp_path):
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    Path(run.photo).unlink()
+    with pytest.raises(gr.Error, match="has been deleted"):
+        enlarge(handlers, run)
 
 
 def test_nothing_happens_without_a_photo(handlers):
@@ -490,6 +501,134 @@ def _call(api: str, path: str) -> str:
         uploaded = httpx.post(f"{api}/upload", files={"files": file}).json()[0]
     image = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
     return httpx.post(f"{api}/call/upscale", json={"data": [image]}).json()["event_id"]
+
+
+# ---- the queue of that app
+
+
+def join(app, width: int, session: str, folder: Path) -> httpx.Response:
+    """Asks for an enlargement of a photo so wide, as a page with this session does."""
+    api = httpx.Client(base_url=f"{app.url}/gradio_api/", timeout=60)
+    with open(photo(folder / f"{width}.png", (width, 18)), "rb") as file:
+        uploaded = api.post("upload", files={"files": file}).json()[0]
+    image = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+    body = {"fn_index": function(app, "upscale"), "data": [image, 0.5, "png"]}
+    return api.post("queue/join", json={**body, "session_hash": session})
+
+
+def function(app, name: str) -> int:
+    """The number by which the page calls a function."""
+    functions = httpx.get(f"{app.url}/config", timeout=60).json()["dependencies"]
+    (number,) = (function["id"] for function in functions if function["api_name"] == name)
+    return number
+
+
+def connect(url: str) -> Client:
+    return Client(url, verbose=False, httpx_kwargs={"timeout": 60})
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_visitors_take_turns(slow_app, tmp_path):
+    join(slow_app, 20, "first", tmp_path)
+    assert slow_app.upscaler.started.wait(60)
+    for width, session in enumerate(["first"] * 4 + ["second"] * 2 + ["third"], 21):
+        join(slow_app, width, session, tmp_path)
+    slow_app.upscaler.go_on.set()
+    wait_until(lambda: len(slow_app.upscaler.widths) == 8)
+    assert slow_app.upscaler.widths == [20, 21, 25, 27, 22, 26, 23, 24]
+
+
+def test_whoever_waits_is_told_the_place(slow_app, tmp_path):
+    path = photo(tmp_path / "cat.png")
+    busy, client = (connect(slow_app.url) for _ in range(2))
+    busy.submit(handle_file(path), api_name="/upscale")
+    assert slow_app.upscaler.started.wait(60)
+    jobs = []
+    for asker, places in ((busy, [0]), (busy, [0, 1]), (client, [0, 2, 1])):
+        jobs.append(asker.submit(handle_file(path), api_name="/upscale"))
+        wait_until(lambda places=places: [job.status().rank for job in jobs] == places)
+    slow_app.upscaler.go_on.set()
+    for job in jobs:
+        assert open_image(job.result(60)).size == (96, 72)
+
+
+def test_a_full_line_is_busy_and_stop_still_works(slow_app, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "QUEUE_SIZE", 3)
+    join(slow_app, 20, "first", tmp_path)
+    assert slow_app.upscaler.started.wait(60)
+    for number in range(3):
+        assert join(slow_app, 24, f"visitor {number}", tmp_path).status_code == 200
+    refused = join(slow_app, 24, "one too many", tmp_path)
+    assert refused.status_code == 503 and "busy: 3 are waiting" in refused.text
+    with pytest.raises(QueueError):
+        connect(slow_app.url).predict(handle_file(photo(tmp_path / "cat.png")), api_name="/upscale")
+    body = {"fn_index": function(slow_app, "stop"), "data": [], "session_hash": "first"}
+    stopped = httpx.post(f"{slow_app.url}/gradio_api/queue/join", json=body, timeout=60)
+    assert stopped.status_code == 200
+
+
+def test_one_visitor_cannot_hold_all_places(slow_app, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "QUEUE_SHARE", 2)
+    join(slow_app, 20, "greedy", tmp_path)
+    assert slow_app.upscaler.started.wait(60)
+    answers = [join(slow_app, 24, "greedy", tmp_path) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert "You have 2 requests waiting" in answers[-1].text
+    assert join(slow_app, 24, "modest", tmp_path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "address, visitor",
+    [
+        ("8.8.8.8", "8.8.8.8/32"),
+        ("2a00:1450:4001:82a::200e", "2a00:1450:4001:82a::/64"),
+        ("127.0.0.1", "session"),
+        ("10.0.0.7", "session"),
+        ("fd00::1", "session"),
+        ("testclient", "session"),
+    ],
+)
+def test_a_visitor_is_an_address_or_behind_a_proxy_a_session(address, visitor):
+    request = SimpleNamespace(client=SimpleNamespace(host=address))
+    assert app._visitor(request, "session") == visitor
+    assert app._visitor(SimpleNamespace(client=None), "session") == "session"
+
+
+def test_sessions_of_long_ago_are_forgotten(upscaler):
+    queue = app.create_demo(upscaler)._queue
+    for number in range(10_000):
+        queue.pending_event_ids_session[f"{number}"] = {"unread"}
+        queue.pending_messages_per_session[f"{number}"] = None
+        queue._forget_sessions()
+    assert len(queue.pending_event_ids_session) <= 2 * 2000 + 1
+    assert "9999" in queue.pending_event_ids_session
+
+
+def test_several_pictures_at_a_time_where_that_is_asked_for(tiny_weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("SRGAN_CONCURRENCY", "2")
+    upscaler = CountingUpscaler(tiny_weights, slow=True)
+    demo = app.create_demo(upscaler)
+    _, url, _ = demo.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True)
+    client, path = connect(url), photo(tmp_path / "cat.png")
+    first = client.submit(handle_file(path), api_name="/upscale")
+    assert upscaler.started.wait(60)
+    assert open_image(client.predict(handle_file(path), api_name="/upscale")).size == (96, 72)
+    assert not first.done()
+    upscaler.go_on.set()
+    assert open_image(first.result(60)).size == (96, 72)
+    demo.close(verbose=False)
+
+
+def test_settings_that_are_no_numbers_are_one_sentence(upscaler, monkeypatch):
+    monkeypatch.setenv("SRGAN_CONCURRENCY", "many")
+    with pytest.raises(SRGANError, match="SRGAN_CONCURRENCY must be a whole number above 0"):
+        app.Handlers(upscaler)
 
 
 # ---- the real app

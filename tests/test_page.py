@@ -17,18 +17,21 @@ sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's
 #: Milliseconds for anything on the page to happen on a busy machine.
 PATIENCE = 30_000
-#: The app with a network that takes half a minute for images 40 pixels wide.
+#: The app with a network that takes half a minute for images 40 pixels wide and minutes for those
+#: of 41, and with a short queue.
 SCRIPT = """
 import time, app
 from srgan import Upscaler
 
 class SometimesSlow(Upscaler):
     def upscale(self, image, detail=None, progress=None):
-        for i in range(300 if image.width == 40 else 0):
-            progress(i / 300)
+        steps = {40: 300, 41: 3000}.get(image.width, 0)
+        for i in range(steps):
+            progress(i / steps)
             time.sleep(0.1)
         return super().upscale(image, detail, progress)
 
+app.QUEUE_SIZE = 2
 app.launch(app.create_demo(SometimesSlow()))
 """
 #: Gives the page a file the way `event` says; arguments are the event, name, content and type.
@@ -91,6 +94,15 @@ def picture(path: Path, size=(24, 18), mode="RGB") -> Path:
         gradient.putalpha(Image.radial_gradient("L").resize(size))
     gradient.save(path)
     return path
+
+
+def open_another(page):
+    """Another visitor's page, in a browser window of its own."""
+    another = page.context.browser.new_context().new_page()
+    another.set_default_timeout(PATIENCE)
+    another.goto(page.url)
+    another.wait_for_selector("#photo input[type=file]", state="attached")
+    return another
 
 
 def choose(page, path: Path) -> None:
@@ -183,6 +195,7 @@ def test_a_bad_file_is_explained_and_the_last_result_stands(page, cat, tmp_path)
     choose(page, bad)
     text = page.wait_for_selector('[data-testid="toast-text"]').inner_text()
     assert "isn't an image of a supported format" in text
+    assert page.query_selector("[role=button] button") is None  # not to be told apart by ear
     assert halves(page) == before
     page.click('[data-testid="toast-close"]')
     choose(page, picture(tmp_path / "<img src=x onerror=document.title='!'> dog.png"))
@@ -214,6 +227,24 @@ def test_another_photo_may_come_during_a_run(page, cat, tmp_path):
     wait_for_srgan(page)
     page.wait_for_selector("body:not(.running)")
     assert page.inner_text("#photo-line").startswith("cat.png")
+
+
+def test_a_busy_server_says_so_and_closed_pages_make_room(page, cat, tmp_path):
+    slow = picture(tmp_path / "slow.png", (41, 30))
+    others = [open_another(page) for _ in range(3)]
+    for place, other in enumerate(others):
+        choose(other, slow)
+        text = f"queue: {place}/{place}" if place else "min left"
+        other.wait_for_selector(f'#status :text("{text}")')
+    choose(page, cat)
+    text = page.wait_for_selector('[data-testid="toast-text"]').inner_text()
+    assert "busy. Please try again" in text
+    left, right = halves(page)
+    assert left == right
+    for other in others:
+        other.context.close()
+    page.click("#again")
+    wait_for_srgan(page)
 
 
 def test_shrink_and_restore_measures_both(page, tmp_path):
@@ -250,6 +281,33 @@ def test_the_keyboard_moves_handle_and_detail(page, cat):
     assert handle.get_attribute("aria-valuenow") == "48"
     page.locator("#detail input[type=range]").press("ArrowLeft")
     page.wait_for_selector('#status :text("detail 0.70")')
+
+
+def test_the_tab_key_reaches_everything(page, cat):
+    choose(page, cat)
+    wait_for_srgan(page)
+    parts = [
+        "photo",
+        "slider",
+        "left",
+        "format",
+        "download",
+        "mode",
+        "detail",
+        "again",
+        "examples",
+        "about",
+    ]
+    page.evaluate("document.activeElement.blur()")
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached |= set(
+            page.evaluate(
+                "parts => parts.filter((id) => document.activeElement.closest('#' + id))", parts
+            )
+        )
+    assert reached == set(parts)
 
 
 def test_everything_to_operate_has_a_name(page):
