@@ -23,7 +23,7 @@ from srgan.metrics import psnr_y
 FLOAT_HEAD_INPUTS = 16
 CL = torch.channels_last
 #: Numbers that are rounded at a time, so that they stay in a core's cache.
-STRIP = 2**18
+STRIP = 2**19
 #: Of the values between a convolution and its rounding.
 BETWEEN = torch.bfloat16
 #: Largest integer.
@@ -143,7 +143,7 @@ class Int8Generator(InferenceGenerator):
         scale, zero = self._grids[name]
         q = torch.empty_like(x, dtype=torch.uint8, memory_format=CL)
         for part, rounded in _strips(x, q):
-            rounded.copy_(part.mul(1 / scale).add_(zero + 0.5).clamp_(0, TOP))
+            _copy(part.mul(1 / scale).add_(zero + 0.5).clamp_(0, TOP), rounded)
         return q
 
     def _convolve(self, name: str, q: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class Int8Generator(InferenceGenerator):
         zero = self._grids[self._follower[name]].zero
         q = torch.empty_like(y, dtype=torch.uint8)
         for part, rounded in _strips(y, q):
-            rounded.copy_(F.leaky_relu_(part, self.slopes[name]).add(zero).round_())
+            _copy(F.leaky_relu_(part, self.slopes[name]).add(zero).round_(), rounded)
         return q
 
     def _add(self, name: str, q: Tensor, x: Tensor) -> None:
@@ -197,6 +197,11 @@ def _strips(x: Tensor, q: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The same rows of both, a few at a time; both have the same shape."""
     rows = max(1, STRIP // (x.numel() // x.shape[2]))
     return zip(x.split(rows, 2), q.split(rows, 2), strict=True)
+
+
+def _copy(x: Tensor, q: Tensor) -> None:
+    """To uint8 by way of int16: PyTorch's vector instructions know only the two halves."""
+    q.copy_(x.to(torch.int16))
 
 
 def _pack(weight: Tensor, bias: Tensor, zero: int) -> _Convolution:

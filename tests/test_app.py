@@ -23,6 +23,7 @@ from gradio_client.utils import QueueError
 from PIL import Image
 
 import app
+import server
 from srgan import ImageError, SRGANError, Upscaler, WeightsError, open_image
 from srgan.image import (
     default_max_bytes,
@@ -559,7 +560,7 @@ def test_whoever_waits_is_told_the_place(slow_app, tmp_path):
 
 
 def test_a_full_line_is_busy_and_stop_still_works(slow_app, tmp_path, monkeypatch):
-    monkeypatch.setattr(app, "QUEUE_SIZE", 3)
+    monkeypatch.setattr(server, "QUEUE_SIZE", 3)
     join(slow_app, 20, "first", tmp_path)
     assert slow_app.upscaler.started.wait(60)
     for number in range(3):
@@ -574,7 +575,7 @@ def test_a_full_line_is_busy_and_stop_still_works(slow_app, tmp_path, monkeypatc
 
 
 def test_one_visitor_cannot_hold_all_places(slow_app, tmp_path, monkeypatch):
-    monkeypatch.setattr(app, "QUEUE_SHARE", 2)
+    monkeypatch.setattr(server, "QUEUE_SHARE", 2)
     join(slow_app, 20, "greedy", tmp_path)
     assert slow_app.upscaler.started.wait(60)
     answers = [join(slow_app, 24, "greedy", tmp_path) for _ in range(3)]
@@ -596,8 +597,8 @@ def test_one_visitor_cannot_hold_all_places(slow_app, tmp_path, monkeypatch):
 )
 def test_a_visitor_is_an_address_or_behind_a_proxy_a_session(address, visitor):
     request = SimpleNamespace(client=SimpleNamespace(host=address))
-    assert app._visitor(request, "session") == visitor
-    assert app._visitor(SimpleNamespace(client=None), "session") == "session"
+    assert server.visitor_of(request, "session") == visitor
+    assert server.visitor_of(SimpleNamespace(client=None), "session") == "session"
 
 
 def test_sessions_of_long_ago_are_forgotten(upscaler):

@@ -1,4 +1,4 @@
-"""Imports go one way: app.py → srgan ← train."""
+"""Imports go one way: app.py → server.py → srgan ← train."""
 
 import ast
 import re
@@ -49,6 +49,7 @@ def test_packages_import_only_what_lies_below_them(package, forbidden):
 
 def test_the_page_imports_neither_training_nor_torchvision():
     assert not imports(ROOT / "app.py") & {"train", "torchvision"}
+    assert not imports(ROOT / "server.py") & {"app", "train", "torch"}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ PATIENCE = 30_000
 #: The app with a network that takes half a minute for images 40 pixels wide and minutes for those
 #: of 41, and with a short queue.
 SCRIPT = """
-import time, app
+import time, app, server
 from srgan import Upscaler
 
 class SometimesSlow(Upscaler):
@@ -31,7 +31,7 @@ class SometimesSlow(Upscaler):
             time.sleep(0.1)
         return super().upscale(image, detail, progress)
 
-app.QUEUE_SIZE = 2
+server.QUEUE_SIZE = 2
 app.launch(app.create_demo(SometimesSlow()))
 """
 #: Gives the page a file the way `event` says; arguments are the event, name, content and type.

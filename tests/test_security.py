@@ -16,7 +16,7 @@ import pytest
 from app_process import ROOT, running_app
 from PIL import Image
 
-import app
+from server import KEEP_LEAST, MAX_BODY
 
 #: Limits of the app under test, in bytes.
 MAX_BYTES, TEMP_BYTES = 5_000_000, 20_000_000
@@ -292,7 +292,7 @@ def test_large_requests_are_refused(served, api):
     in_chunks = api.post("upload", content=chunks(2 * MAX_BYTES), headers=form)
     files = [("files", (f"{i}.png", bytes(MAX_BYTES // 2))) for i in range(3)]
     together = api.post("upload", files=files)
-    data_url = "data:image/png;base64," + base64.b64encode(bytes(app.MAX_BODY)).decode()
+    data_url = "data:image/png;base64," + base64.b64encode(bytes(MAX_BODY)).decode()
     image = {"url": data_url, **FILE}
     in_json = api.post("call/upscale", json={"data": [image]})
     assert [a.status_code for a in (in_chunks, together, in_json)] == [413] * 3
@@ -315,7 +315,7 @@ def test_room_for_files_is_bounded(served, api):
     image = {"url": "data:image/png;base64," + base64.b64encode(bytes(10)).decode(), **FILE}
     assert used() <= TEMP_BYTES + MAX_BYTES
     assert "event: error" in call(api, "upscale", [image])
-    a_while_ago = time.time() - app.KEEP_LEAST - 100
+    a_while_ago = time.time() - KEEP_LEAST - 100
     for path in served.files.rglob("*"):
         if path.is_file():
             os.utime(path, (a_while_ago, a_while_ago))
