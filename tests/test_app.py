@@ -457,6 +457,20 @@ def test_zero_gpu_passes_on_what_is_wrong(lent_gpu, upscaler, tmp_path, monkeypa
         asyncio.run(handlers.upscale(photo(tmp_path / "cat.png")))
 
 
+def test_warm_up_runs_the_network_but_not_on_seconds_that_are_counted(lent_gpu, tiny_weights):
+    upscaler = CountingUpscaler(tiny_weights)
+    app.Handlers(upscaler).warm_up()
+    assert upscaler.runs == 0 and not lent_gpu.seconds
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "ZERO_GPU", False)
+        handlers = app.Handlers(upscaler)
+        handlers.warm_up()
+        assert upscaler.runs == 1
+        handlers.finish(1)
+        handlers.warm_up()  # too late, and nobody is told
+        assert upscaler.runs == 1
+
+
 def test_broken_weights_are_one_line():
     loading = Future()
     loading.set_exception(WeightsError("weights/srgan-x4.safetensors is damaged."))
