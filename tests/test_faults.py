@@ -146,7 +146,7 @@ def test_a_damaged_bundled_file_is_one_line(tmp_path):
     copy = tmp_path / "copy"
     for name in ("srgan", "weights", "examples"):
         shutil.copytree(ROOT / name, copy / name)
-    for name in ("app.py", "page.css", "page.js"):
+    for name in ("app.py", "server.py", "page.css", "page.js"):
         shutil.copy(ROOT / name, copy)
     with open(copy / "weights" / "srgan-x4.safetensors", "r+b") as file:
         file.seek(-1000, os.SEEK_END)
