@@ -991,7 +991,11 @@ def launch(demo: Demo, share: bool | None = None) -> None:
 def main(loading: Future[Upscaler], share: bool) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        launch(create_demo(loading.result()), share=share or None)
+        upscaler = loading.result()
+    except (SRGANError, ValueError) as error:  # ValueError: a precision that can't be, say
+        sys.exit(f"app.py: {error}")
+    try:
+        launch(create_demo(upscaler), share=share or None)
     except (SRGANError, OSError) as error:
         sys.exit(f"app.py: {error}")
 

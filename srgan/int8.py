@@ -97,12 +97,13 @@ class Int8Generator(InferenceGenerator):
         super().__init__(state)
         order = state["head.weight"].abs().amax((0, 2, 3)).argsort(descending=True)
         head = state["head.weight"][:, order]
-        self._float_head = head[:, :FLOAT_HEAD_INPUTS].contiguous(memory_format=CL)
+        floats = self._float_inputs = min(FLOAT_HEAD_INPUTS, len(order))
+        self._float_head = head[:, :floats].contiguous(memory_format=CL)
         state = {
             **state,
             "upsample2.weight": state["upsample2.weight"][order],
             "upsample2.bias": state["upsample2.bias"][order],
-            "head.weight": F.pad(head[:, FLOAT_HEAD_INPUTS:], (0, 0, 0, 0, FLOAT_HEAD_INPUTS, 0)),
+            "head.weight": F.pad(head[:, floats:], (0, 0, 0, 0, floats, 0)),
         }
         follower = {f"blocks.{i}.conv1": f"blocks.{i}.conv2" for i in range(self.depth)}
         self._follower = follower | {"upsample1": "upsample2", "upsample2": "head"}
@@ -133,7 +134,7 @@ class Int8Generator(InferenceGenerator):
         q = F.pixel_shuffle(self._activate("upsample1", y), 2).contiguous(memory_format=CL)
         y = self._convolve("upsample2", q)
         q = self._activate("upsample2", y)
-        large = y[:, :FLOAT_HEAD_INPUTS].float().mul_(self._grids["head"].scale)
+        large = y[:, : self._float_inputs].float().mul_(self._grids["head"].scale)
         x = F.conv2d(large.contiguous(memory_format=CL), self._float_head, padding=2)
         self._add("head", q, x)
         return F.pixel_shuffle(x, 2)

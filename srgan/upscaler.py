@@ -1,6 +1,7 @@
 """PIL image in, PIL image out, four times as large."""
 
 import logging
+import math
 import os
 import platform
 import threading
@@ -104,11 +105,12 @@ class Upscaler:
         self._lock = threading.Lock()  # of _networks
         self._ranges: Ranges = {}
         if self.precision == "int8":
-            ends = [self._faithful, self._textured][: 2 if self.weights.adversarial else 1]
-            self._ranges, likeness = calibrate(ends, _calibration_images())
+            likeness = self._calibrate()
             if precision == "auto" and likeness < LEAST_LIKENESS:
                 logger.info("int8 is %.1f dB from float32, so float32 is used", likeness)
                 self.precision = "float32"
+            elif not self._ranges:
+                raise ValueError(f"precision int8 needs the photographs of {CALIBRATION_FOLDER}")
         # Now rather than at the first image: ZeroGPU moves to its GPU what is there at the start.
         self._network(self.default_detail)
         logger.info("weights %s on %s, %s", self.weights.source, self.device, self.precision)
@@ -182,6 +184,19 @@ class Upscaler:
             body_tile = max(LEAST_TILE, min(body_tile, max(lr.shape[2:])) // 2)
             tail_tile = min(tail_tile, body_tile)
             logger.warning("not enough memory: again with tiles of %d pixels", body_tile)
+
+    def _calibrate(self) -> float:
+        """Measures the ranges for int8 at both ends of detail.
+
+        Returns:
+            How close int8 then is to float32, in dB of PSNR; −∞ without photographs.
+        """
+        images = _calibration_images()
+        if not images:
+            return -math.inf
+        ends = [self._faithful, self._textured] if self.weights.adversarial else [self._faithful]
+        self._ranges, likeness = calibrate(ends, images)
+        return likeness
 
     def _network(self, detail: float) -> InferenceGenerator:
         with self._lock:

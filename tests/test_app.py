@@ -471,12 +471,15 @@ def test_warm_up_runs_the_network_but_not_on_seconds_that_are_counted(lent_gpu, 
         assert upscaler.runs == 1
 
 
-def test_broken_weights_are_one_line():
+@pytest.mark.parametrize(
+    "error", [WeightsError("weights/srgan-x4.safetensors is damaged."), ValueError("no int8")]
+)
+def test_an_upscaler_that_can_not_be_is_one_line(error):
     loading = Future()
-    loading.set_exception(WeightsError("weights/srgan-x4.safetensors is damaged."))
+    loading.set_exception(error)
     with pytest.raises(SystemExit) as caught:
         app.main(loading, share=False)
-    assert caught.value.code == "app.py: weights/srgan-x4.safetensors is damaged."
+    assert caught.value.code == f"app.py: {error}"
 
 
 # ---- a running app that is slow on purpose

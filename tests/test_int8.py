@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from srgan.generator import InferenceGenerator, fold
+from srgan.generator import GeneratorConfig, InferenceGenerator, fold
 from srgan.int8 import (
     TOP,
     Int8Generator,
@@ -83,6 +83,11 @@ def test_any_slope(make_generator, slope):
     image = F.interpolate(torch.rand(1, 3, 5, 5), (20, 20), mode="bicubic").clamp(0, 1)
     _, likeness = calibrate([state], [image])
     assert likeness > 35
+
+
+def test_networks_of_few_channels(make_generator):
+    state = fold(make_generator(seed=4, config=GeneratorConfig(channels=3, blocks=1)))
+    assert calibrate([state], [torch.rand(1, 3, 12, 12)])[1] > 35
 
 
 def test_what_exceeds_the_ranges_is_clamped_and_never_wraps(make_generator):

@@ -274,6 +274,14 @@ def test_int8_measures_both_ends_of_detail(tiny_weights, monkeypatch):
             assert upscaler._ranges[name][0] <= low <= high <= upscaler._ranges[name][1]
 
 
+def test_int8_needs_its_photographs(tiny_weights, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "available", lambda: True)
+    monkeypatch.setattr(module, "CALIBRATION_FOLDER", tmp_path)
+    assert Upscaler(tiny_weights, "cpu", precision="auto").precision == "float32"
+    with pytest.raises(ValueError, match="precision int8 needs the photographs of"):
+        Upscaler(tiny_weights, "cpu", precision="int8")
+
+
 @pytest.mark.parametrize(
     "precision, reason",
     [
