@@ -433,13 +433,18 @@ class Handlers:
                 raise SRGANError(_RESTARTING)
             report(share)
 
-        with self._workers:
+        while not self._workers.acquire(timeout=0.5):
+            if self._closing:  # then `finish` keeps the workers
+                raise SRGANError(_RESTARTING)
+        try:
             if self._closing:
                 raise SRGANError(_RESTARTING)
             report(0.0)
             started = time.perf_counter()
             sr = self._network(image, detail, report_while_open)
             return sr, time.perf_counter() - started
+        finally:
+            self._workers.release()
 
     def _left_half(self, run: Run, left: str) -> str:
         if not Path(run.bicubic).exists():
