@@ -170,6 +170,7 @@ def make_card(config: dict, license: str, picture: str | None = None) -> ModelCa
             task_name="×4 super-resolution",
             dataset_type=dataset.lower(),
             dataset_name=f"{dataset}, {LABELS[network]}",
+            dataset_config=network,  # else the second network would be entered under the first
             metric_type=metric,
             metric_name=names[metric],
             metric_value=round(value, 4),
