@@ -207,7 +207,8 @@ def make_card(config: dict, license: str, picture: str | None = None) -> ModelCa
         for stage in ("srresnet", "srgan")
         if stage in training
     )
-    shown = f"\n![Low-res, bicubic, network, original]({picture})\n" if picture else ""
+    networks = "SRResNet, SRGAN" if config["adversarial"] else "SRResNet"
+    shown = f"\n![Low-res, bicubic, {networks}, original]({picture})\n" if picture else ""
     notes = f"\n- {training['notes']}" if training["notes"] else ""
     evaluation = table(config["evaluation"]) if config["evaluation"] else "Not measured yet."
     architecture = config["architecture"]
