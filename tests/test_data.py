@@ -162,12 +162,14 @@ def test_every_crop_of_every_image_is_equally_likely():
     assert all(abs(count - 1000) < 5 * 31 for count in counts.values())
 
 
-def test_sampling_goes_on_where_its_state_was_saved():
-    first = sampler(noise(40, 50), noise(60, 40), batch=4)
+@pytest.mark.parametrize("degradation", ["bicubic", "photo"])
+def test_sampling_goes_on_where_its_state_was_saved(degradation):
+    images, options = (noise(140, 150), noise(160, 140)), {"batch": 4, "degradation": degradation}
+    first = sampler(*images, **options)
     first.next()
     state = {name: value.clone() for name, value in first.state_dict().items()}
     expected = [first.next() for _ in range(3)]
-    second = sampler(noise(40, 50), noise(60, 40), batch=4, seed=99)
+    second = sampler(*images, **options, seed=99)
     second.load_state_dict(state)
     for lr, hr in expected:
         again_lr, again_hr = second.next()
@@ -188,10 +190,12 @@ def test_shifted_windows_are_the_same_in_all_images_and_move():
     assert torch.equal(crops.shifted(image, by=0)[0], image)
 
 
-def test_processes_share_a_batch():
-    lr, hr = sampler(noise(40, 50), batch=6).next()
+@pytest.mark.parametrize("degradation", ["bicubic", "photo"])
+def test_processes_share_a_batch(degradation):
+    image, options = noise(140, 150), {"batch": 6, "degradation": degradation}
+    lr, hr = sampler(image, **options).next()
     for rank in range(2):
-        share_lr, share_hr = sampler(noise(40, 50), batch=6, rank=rank, world_size=2).next()
+        share_lr, share_hr = sampler(image, **options, rank=rank, world_size=2).next()
         assert torch.equal(share_lr, lr[rank::2])
         assert torch.equal(share_hr, hr[rank::2])
 
@@ -203,6 +207,7 @@ def test_processes_share_a_batch():
         ({"crop": 0}, "multiple of 4, got 0"),
         ({"crop": 32}, "no image has 48 pixels on both sides"),
         ({"batch": 5, "world_size": 2}, "5 can't be shared by 2"),
+        ({"degradation": "photo"}, "no image has 136 pixels on both sides"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, message):

@@ -251,9 +251,7 @@ def adversarial(config: AdversarialConfig) -> float:
             return logged | {"discriminator_right": right.detach()}
 
         def validate(writer: SummaryWriter, number: int) -> dict[str, float]:
-            pairs = list(
-                validation_pairs(average.module, validation_images, count=config.validation_images)
-            )
+            pairs = list(validation_pairs(average.module, validation_images, config))
             add_samples(writer, number, pairs)
             distance = sum(feature_distances(vgg, [sr], hr)[0] for _, sr, hr in pairs) / len(pairs)
             psnr = sum(psnr_y(sr, hr) for _, sr, hr in pairs) / len(pairs)

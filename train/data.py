@@ -7,6 +7,7 @@ gather and a small convolution and no loader ever waits.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srgan.generator import SCALE
+from train import photograph
+
+#: What makes LR out of HR: `degrade`, or `train.photograph`.
+Degradation = Literal["bicubic", "photo"]
 
 IMAGES_FILE = "images.bin"
 INDEX_FILE = "index.npy"
@@ -25,7 +30,7 @@ MARGIN = 2 * SCALE
 
 
 def degrade(hr: Tensor) -> Tensor:
-    """The one definition of a low-res image: bicubic ÷4 with antialiasing, to 8 bits.
+    """The one definition of a clean low-res image: bicubic ÷4 with antialiasing, to 8 bits.
 
     Equals Pillow's `Image.resize(…, BICUBIC)`, but for 1/255 in about one pixel of ten thousand:
     like Pillow it reduces the width first, rounds halves up, and clips after either pass.
@@ -125,6 +130,7 @@ class CropSampler:
         crop: side of the HR crop in pixels, a multiple of 4.
         batch: crops a batch.
         generator: the source of all randomness, on the CPU, the same in all processes.
+        degradation: of which kind LR is.
         rank, world_size: this process's number and how many there are; each takes its share of
             every batch, so that together they see what one process would see alone.
 
@@ -140,6 +146,7 @@ class CropSampler:
         crop: int,
         batch: int,
         generator: torch.Generator,
+        degradation: Degradation = "bicubic",
         rank: int = 0,
         world_size: int = 1,
     ):
@@ -151,7 +158,9 @@ class CropSampler:
         self.batch = batch
         self.share = slice(rank, None, world_size)
         self.generator = generator
-        self.side = crop + 2 * MARGIN  # what is read
+        self.degradation = degradation
+        self.margin = photograph.MARGIN if degradation == "photo" else MARGIN
+        self.side = crop + 2 * self.margin  # what is read
         room = (images.index[:, 1:] - self.side + 1).clamp(min=0)  # (n, 2) positions
         self.positions = room[:, 0] * room[:, 1]
         if not self.positions.any():
@@ -190,10 +199,16 @@ class CropSampler:
         crops = torch.where(orientation & 2 > 0, crops.flip(2), crops)
         crops = torch.where(orientation & 4 > 0, crops.transpose(2, 3), crops)
 
-        context = MARGIN // SCALE
-        lr = degrade(crops)[:, :, context:-context, context:-context]
-        hr = crops[:, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
-        return lr.contiguous(), hr.contiguous()
+        if self.degradation == "photo":
+            seeds = torch.randint(2**62, (self.batch,), generator=self.generator)[self.share]
+            lr = photograph.photograph(crops, seeds.tolist())
+        else:
+            lr = degrade(crops)
+        lr, hr = (
+            image[:, :, margin:-margin, margin:-margin].contiguous()
+            for image, margin in ((lr, self.margin // SCALE), (crops, self.margin))
+        )
+        return lr, hr
 
     def shifted(self, *images: Tensor, by: int) -> list[Tensor]:
         """The same random window of images (N, C, H, W): smaller by `by` pixels a side."""

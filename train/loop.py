@@ -23,7 +23,8 @@ from tqdm import tqdm
 from srgan.generator import SCALE, Generator, InferenceGenerator, fold
 from srgan.hub import HUB_SPEC
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
-from train.data import CropSampler, PackedImages, degrade, load_packed
+from train.data import CropSampler, Degradation, PackedImages, degrade, load_packed
+from train.photograph import photograph
 from train.push import BackgroundPush
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,9 @@ class TrainingConfig:
     """Length of the training in steps, which makes it repeatable; either this or --minutes."""
     minutes: float | None = None
     """Length of the training by the clock; the learning rate is planned to end with it."""
+    degradation: Degradation = "bicubic"
+    """What makes the low-res crops: bicubic, or for photographs as users bring them blur, noise and
+    JPEG too (`train.photograph`)."""
     crop: int = 96
     """Side of the HR crops in pixels."""
     batch: int | None = None
@@ -224,6 +228,7 @@ def load_data(config: TrainingConfig, world: World) -> tuple[CropSampler, Packed
         crop=config.crop,
         batch=config.batch,
         generator=torch.Generator().manual_seed(config.seed),
+        degradation=config.degradation,
         rank=world.rank,
         world_size=world.size,
     )
@@ -282,22 +287,23 @@ def update(
 
 @torch.no_grad()
 def validation_pairs(
-    generator: Generator, images: PackedImages, *, count: int, side: int = 256
+    generator: Generator, images: PackedImages, config: TrainingConfig, *, side: int = 256
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Enlarges the middles of the first `count` held-out images in float32.
+    """Enlarges the middles of the first held-out images in float32.
 
     Args:
         generator: run in its inference form; not changed.
         images: held-out images.
+        config: how many of them, and of which degradation.
         side: images are cut to at most this many pixels a side.
 
     Yields:
         LR (1, 3, h, w), SR and HR (1, 3, 4h, 4w) in [0, 1], on the device of the images.
     """
     network = InferenceGenerator(fold(generator)).to(images.pixels.device)
-    for i in range(min(count, len(images))):
+    for i in range(min(config.validation_images, len(images))):
         hr = _middle(images.image(i), side)
-        lr = degrade(hr)
+        lr = photograph(hr, [i]) if config.degradation == "photo" else degrade(hr)
         yield lr, network(lr).clamp(0, 1), hr
 
 

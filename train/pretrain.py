@@ -109,9 +109,7 @@ def pretrain(config: PretrainConfig) -> float:
             return {"loss": loss.detach(), "gradient_norm": norm}
 
         def validate(writer: SummaryWriter, number: int) -> dict[str, float]:
-            pairs = list(
-                validation_pairs(average.module, validation_images, count=config.validation_images)
-            )
+            pairs = list(validation_pairs(average.module, validation_images, config))
             add_samples(writer, number, pairs)
             return {"psnr_y": sum(psnr_y(sr, hr) for _, sr, hr in pairs) / len(pairs)}
 
