@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from srgan import winograd
 from srgan.errors import ImageError
 from srgan.generator import SCALE, InferenceGenerator, fold
 from srgan.image import (
@@ -214,6 +215,8 @@ class Upscaler:
     def _make(self, state: dict[str, Tensor]) -> InferenceGenerator:
         if self.precision == "int8":
             return Int8Generator(state, self._ranges)
+        if self.device.type == "cpu" and winograd.available():
+            return winograd.WinogradGenerator(state)
         return InferenceGenerator(state).to(self.device, getattr(torch, self.precision))
 
     def info(self) -> dict:

@@ -119,4 +119,3 @@ def test_photographs_are_degraded_variously_but_keep_place_and_colour(photo):
         for step in (-1, 1):
             between = (clean + clean.roll(step, dimension)) / 2
             assert (mean - between)[:, :, 1:-1, 1:-1].square().mean() > own
-

@@ -1,0 +1,224 @@
+"""3×3 convolutions with a quarter of the multiplications: Winograd's F(4×4, 3×3).
+
+Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks" (§4.3): 6×6 pixels of the
+input are transformed, multiplied with the transformed kernel number by number, and transformed back
+to 4×4 pixels of the output. The products of all tiles are 36 products of matrices. What usually
+eats up the gain is the traffic of the transforms; here they are done for a few hundred tiles at a
+time, which stay in the cache, by additions of whole rows of pixels.
+"""
+
+import itertools
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from srgan.generator import InferenceGenerator
+
+#: Pixels a side of a tile of the output, and of the input that it needs.
+OUT, IN = 4, 6
+#: Tiles that are transformed at a time, about: all, and for each thread; and least in a row. Less
+#: would leave threads idle: MKL computes products of matrices with under some 150 rows in one.
+TILES, THREAD_TILES, LEAST_COLUMNS = 256, 128, 16
+#: Kernel -> transformed kernel, for the points 0, 1, −1, 2, −2, ∞.
+_KERNEL = torch.tensor(
+    [
+        [1 / 4, 0, 0],
+        [-1 / 6, -1 / 6, -1 / 6],
+        [-1 / 6, 1 / 6, -1 / 6],
+        [1 / 24, 1 / 12, 1 / 6],
+        [1 / 24, -1 / 12, 1 / 6],
+        [0, 0, 1],
+    ],
+    dtype=torch.float64,
+)
+
+
+def available() -> bool:
+    """Whether it pays here: on x86, whose products of matrices are MKL's."""
+    return torch.backends.mkl.is_available()
+
+
+class WinogradConvolution:
+    """A 3×3 convolution, padding 1, with bias and perhaps a leaky ReLU, float32 on the CPU.
+
+    Args:
+        weight: (O, C, 3, 3), O a multiple of C.
+        bias: (O,).
+        slope: of the leaky ReLU; 1 for none.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, slope: float = 1.0):
+        kernel = torch.einsum("ar,ocrs,bs->abco", _KERNEL, weight.double(), _KERNEL)
+        kernel = kernel.flatten(0, 1).float()  # (36, C, O)
+        channels = kernel.shape[1]
+        # As many outputs at a time as there are inputs: all share their room.
+        parts = kernel.split(channels, 2), bias.split(channels)
+        self._parts = [(part.contiguous(), bias) for part, bias in zip(*parts, strict=True)]
+        self._outputs = len(bias)
+        self._slope = slope
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, O, h, w), channels_last but for gaps between the rows."""
+        channels, height, width = x.shape[1:]
+        rows, columns = -(-height // OUT), -(-width // OUT)  # of tiles
+        tiles = max(TILES, THREAD_TILES * torch.get_num_threads())
+        result = x.new_empty(len(x), OUT * rows, OUT * columns, self._outputs)
+        blocks: dict[tuple[int, int], _Block] = {}
+        for pixels, out in zip(x.permute(0, 2, 3, 1), result, strict=True):
+            for left, right in _split(columns, max(1, columns // LEAST_COLUMNS)):
+                for top, bottom in _split(rows, max(1, round(rows * (right - left) / tiles))):
+                    size = bottom - top, right - left
+                    block = blocks.get(size) or blocks.setdefault(size, _Block(*size, channels))
+                    block.read(pixels, OUT * top - 1, OUT * left - 1)
+                    part = out[OUT * top : OUT * bottom, OUT * left : OUT * right]
+                    for i, (kernel, bias) in enumerate(self._parts):
+                        block.write(kernel, bias, part[:, :, i * channels : (i + 1) * channels])
+                    if self._slope != 1:
+                        F.leaky_relu_(part, self._slope)
+        return result.permute(0, 3, 1, 2)[:, :, :height, :width]
+
+
+class _Room(threading.local):
+    """Memory of a thread, used again and again: new memory would cost as much as the transforms."""
+
+    numbers = torch.empty(0)
+
+    def take(self, *shapes: tuple[int, ...]) -> list[Tensor]:
+        """Tensors of these shapes, valid until the next call."""
+        sizes = [math.prod(shape) for shape in shapes]
+        if sum(sizes) > len(self.numbers):
+            with torch.inference_mode(False):
+                self.numbers = torch.empty(sum(sizes))
+        parts = self.numbers[: sum(sizes)].split(sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+_ROOM = _Room()
+
+
+class _Block:
+    """The transforms of rows × columns tiles. All blocks of a thread have the same memory."""
+
+    def __init__(self, rows: int, columns: int, channels: int):
+        height, width = self._size = OUT * rows + 2, OUT * columns + 2
+        whole = IN, IN, rows, columns, channels
+        self._padded, half, transformed, product, room = _ROOM.take(
+            (height, width, channels),
+            # The rows of each tile transformed; later the columns of the products back.
+            (IN, rows, width, channels),
+            whole,
+            whole,
+            (4, IN, rows, width, channels),
+        )
+        back = half.flatten()[: IN * rows * columns * OUT * channels]
+        back = back.view(IN, rows, columns, OUT, channels)
+        self._half = half.unbind()
+        self._columns = [half[:, :, k : k + OUT * columns - 3 : OUT] for k in range(IN)]
+        self._transformed = transformed.view(IN * IN, rows * columns, channels)
+        self._transformed_columns = transformed.unbind(1)
+        self._product = product.view(IN * IN, rows * columns, channels)
+        self._product_columns = product.unbind(1)
+        self._back, self._back_columns = back.flatten(2, 3).unbind(), back.unbind(3)
+        # Four tensors of the size of what is added at each of the steps.
+        like = half[0], transformed[0], self._back[0]
+        room = [part.flatten() for part in room]
+        self._room = [[part[: x.numel()].view(x.shape) for part in room] for x in like]
+
+    def read(self, pixels: Tensor, top: int, left: int) -> None:
+        """Transforms what begins at (top, left) of pixels (h, w, C), zeros around them."""
+        (height, width), end = self._size, pixels.shape
+        if top < 0 or left < 0 or top + height > end[0] or left + width > end[1]:
+            inside = pixels[max(0, top) : top + height, max(0, left) : left + width]
+            y, x = max(0, -top), max(0, -left)
+            pixels = self._padded.zero_()
+            pixels[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+        else:
+            pixels = pixels[top : top + height, left : left + width]
+        rows = [pixels[k : k + height - 5 : OUT] for k in range(IN)]
+        _transform(rows, self._half, self._room[0])
+        _transform(self._columns, self._transformed_columns, self._room[1])
+
+    def write(self, kernel: Tensor, bias: Tensor, out: Tensor) -> None:
+        """Multiplies what was read with a kernel (36, C, C) and transforms it back.
+
+        Args:
+            kernel: transformed.
+            bias: (C,).
+            out: (4 rows, 4 columns, C), written to.
+        """
+        torch.bmm(self._transformed, kernel, out=self._product)
+        self._product[IN + 1] += bias  # that of the points 1 and 1 goes into every pixel once
+        _transform_back(self._product_columns, self._back_columns, self._room[1])
+        _transform_back(self._back, [out[k::OUT] for k in range(OUT)], self._room[2])
+
+
+def _transform(d: Sequence[Tensor], out: Sequence[Tensor], room: list[Tensor]) -> None:
+    """Six rows (or columns) of the input -> the six of its transform.
+
+    4 d₀ − 5 d₂ + d₄, ∓4 d₁ − 4 d₂ ± d₃ + d₄, ∓2 d₁ − d₂ ± 2 d₃ + d₄, 4 d₁ − 5 d₃ + d₅.
+    """
+    a, b, c, e = room
+    torch.sub(d[4], d[2], alpha=4, out=a)
+    torch.sub(d[3], d[1], alpha=4, out=b)
+    torch.add(a, b, out=out[1])
+    torch.sub(a, b, out=out[2])
+    torch.sub(d[4], d[2], out=c)
+    torch.sub(d[3], d[1], out=e)
+    torch.add(c, e, alpha=2, out=out[3])
+    torch.sub(c, e, alpha=2, out=out[4])
+    torch.sub(c, d[2], alpha=4, out=a)
+    torch.add(a, d[0], alpha=4, out=out[0])
+    torch.sub(d[5], d[3], out=c)
+    torch.sub(c, e, alpha=4, out=out[5])
+
+
+def _transform_back(m: Sequence[Tensor], out: Sequence[Tensor], room: list[Tensor]) -> None:
+    """Six rows (or columns) of the products -> four of the output.
+
+    m₀ + (m₁ + m₂) + (m₃ + m₄), (m₁ − m₂) + 2 (m₃ − m₄), (m₁ + m₂) + 4 (m₃ + m₄),
+    (m₁ − m₂) + 8 (m₃ − m₄) + m₅.
+    """
+    s, d, p, q = room
+    torch.add(m[1], m[2], out=s)
+    torch.sub(m[1], m[2], out=d)
+    torch.add(m[3], m[4], out=p)
+    torch.sub(m[3], m[4], out=q)
+    torch.add(d, q, alpha=2, out=out[1])
+    torch.add(s, p, alpha=4, out=out[2])
+    torch.add(d, m[5], out=d)
+    torch.add(d, q, alpha=8, out=out[3])
+    torch.add(s, m[0], out=s)
+    torch.add(s, p, out=out[0])
+
+
+def _split(length: int, count: int) -> list[tuple[int, int]]:
+    """First and last of so many parts, as equal as can be."""
+    edges = [length * i // count for i in range(count + 1)]
+    return list(itertools.pairwise(edges))
+
+
+class WinogradGenerator(InferenceGenerator):
+    """`InferenceGenerator` with its 3×3 convolutions by Winograd's algorithm; on a CPU, float32.
+
+    The numbers are the same up to some 1e-5.
+    """
+
+    def __init__(self, state: dict[str, Tensor]):
+        super().__init__(state)
+        self._convolutions: dict[str, WinogradConvolution] = {}
+        for name in [key.removesuffix(".weight") for key in state if key.endswith(".weight")]:
+            weight = state[f"{name}.weight"]
+            if weight.shape[-1] == 3:
+                bias, slope = state[f"{name}.bias"], self.slopes.get(name, 1.0)
+                self._convolutions[name] = WinogradConvolution(weight, bias, slope)
+                key = name.replace(".", "_")
+                del self._buffers[f"{key}_weight"], self._buffers[f"{key}_bias"]
+
+    def convolve(self, name: str, x: Tensor) -> Tensor:
+        if name in self._convolutions:
+            return self._convolutions[name](x)
+        return super().convolve(name, x)
