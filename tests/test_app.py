@@ -8,7 +8,7 @@ import os
 import pickle
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,6 +87,18 @@ def upscaler(tiny_weights) -> CountingUpscaler:
 @pytest.fixture
 def handlers(upscaler) -> app.Handlers:
     return app.Handlers(upscaler)
+
+
+def connect(url: str) -> Client:
+    """A client; its own limit of 5 s is too little on a busy machine."""
+    return Client(url, verbose=False, httpx_kwargs={"timeout": 60})
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def visitor(name: str = "a visitor") -> SimpleNamespace:
@@ -281,6 +293,53 @@ def test_stop_ends_the_run_within_a_tile(tiny_weights, tmp_path):
     thread.join(10)
     assert results == [gr.skip()]
     assert enlarge(handlers, run).srgan is not None  # the worker is free again
+
+
+def test_the_network_always_runs_on_the_same_threads(tiny_weights, tmp_path, monkeypatch):
+    """Whichever threads ask: each that torch computes in costs memory for good."""
+    monkeypatch.setenv("SRGAN_CONCURRENCY", "2")
+    threads = set()
+
+    class Watched(Upscaler):
+        def upscale(self, image, detail=None, progress=None):
+            threads.add(threading.get_ident())
+            return super().upscale(image, detail, progress)
+
+    handlers = app.Handlers(Watched(tiny_weights))
+    path = photo(tmp_path / "cat.png")
+    handlers.warm_up()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: asyncio.run(handlers.upscale(path)), range(12)))
+    assert len(threads) <= 2
+
+
+def test_who_waits_when_the_server_closes_is_told_at_once(tiny_weights, tmp_path):
+    handlers = app.Handlers(CountingUpscaler(tiny_weights, slow=True))
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(enlarge, handlers, run)
+        assert handlers.upscaler.started.wait(10)
+        waiting = pool.submit(asyncio.run, handlers.upscale(run.photo))
+        wait_until(lambda: len(handlers._runs) == 2)
+        closing = pool.submit(handlers.finish, 60)
+        for late in (waiting, pool.submit(asyncio.run, handlers.upscale(run.photo))):
+            with pytest.raises(gr.Error, match="being restarted"):
+                late.result(60)
+        assert not closing.done() and not running.done()
+        handlers.upscaler.go_on.set()
+        assert running.result(60).srgan is not None
+    assert handlers.upscaler.runs == 1 and not handlers._runs
+
+
+def test_what_runs_for_too_long_is_ended_when_the_server_closes(tiny_weights, tmp_path):
+    handlers = app.Handlers(CountingUpscaler(tiny_weights, slow=True))
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(enlarge, handlers, run)
+        assert handlers.upscaler.started.wait(10)
+        handlers.finish(0.1)
+        with pytest.raises(gr.Error, match="being restarted"):
+            running.result(60)
 
 
 def test_another_photo_takes_over(tiny_weights, tmp_path):
@@ -497,7 +556,7 @@ def slow_app(tiny_weights):
 
 
 def test_a_cancelled_job_frees_the_worker(slow_app, tmp_path):
-    client = Client(slow_app.url, verbose=False)
+    client = connect(slow_app.url)
     path = photo(tmp_path / "cat.png")
     job = client.submit(handle_file(path), api_name="/upscale")
     assert slow_app.upscaler.started.wait(20)
@@ -509,16 +568,16 @@ def test_a_cancelled_job_frees_the_worker(slow_app, tmp_path):
 def test_a_closed_connection_frees_the_worker(slow_app, tmp_path):
     api = f"{slow_app.url}/gradio_api"
     event = _call(api, photo(tmp_path / "cat.png"))
-    with httpx.stream("GET", f"{api}/call/upscale/{event}"):
+    with httpx.stream("GET", f"{api}/call/upscale/{event}", timeout=60):
         assert slow_app.upscaler.started.wait(20)
     assert slow_app.upscaler.broken_off.wait(20)
 
 
 def _call(api: str, path: str) -> str:
     with open(path, "rb") as file:
-        uploaded = httpx.post(f"{api}/upload", files={"files": file}).json()[0]
+        uploaded = httpx.post(f"{api}/upload", files={"files": file}, timeout=60).json()[0]
     image = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
-    return httpx.post(f"{api}/call/upscale", json={"data": [image]}).json()["event_id"]
+    return httpx.post(f"{api}/call/upscale", json={"data": [image]}, timeout=60).json()["event_id"]
 
 
 # ---- the queue of that app
@@ -539,17 +598,6 @@ def function(app, name: str) -> int:
     functions = httpx.get(f"{app.url}/config", timeout=60).json()["dependencies"]
     (number,) = (function["id"] for function in functions if function["api_name"] == name)
     return number
-
-
-def connect(url: str) -> Client:
-    return Client(url, verbose=False, httpx_kwargs={"timeout": 60})
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_visitors_take_turns(slow_app, tmp_path):
@@ -660,13 +708,13 @@ def served(tiny_weights, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(served):
-    return Client(served.url, verbose=False)
+    return connect(served.url)
 
 
 def rest(served, name: str, data: list) -> tuple[str, object]:
     """Calls as curl does; returns the last event and its data."""
     api = f"{served.url}/gradio_api"
-    event = httpx.post(f"{api}/call/{name}", json={"data": data}).json()["event_id"]
+    event = httpx.post(f"{api}/call/{name}", json={"data": data}, timeout=60).json()["event_id"]
     lines = httpx.get(f"{api}/call/{name}/{event}", timeout=60).text.strip().splitlines()
     return lines[-2].removeprefix("event: "), json.loads(lines[-1].removeprefix("data: "))
 
@@ -716,7 +764,7 @@ def test_rest_call_may_leave_out_defaults(served, tmp_path):
     answer = httpx.get(f"{api}/call/upscale/{event}", timeout=60).text
     file = json.loads(answer.strip().splitlines()[-1].removeprefix("data: "))[0]
     assert file["url"].endswith("/cat-srgan-x4.png")
-    assert httpx.get(file["url"]).content.startswith(b"\x89PNG")
+    assert httpx.get(file["url"], timeout=60).content.startswith(b"\x89PNG")
 
 
 def test_rest_call_may_carry_the_image(served, tmp_path):
@@ -740,7 +788,8 @@ def test_missing_image_is_said(served):
 
 def test_oversized_upload_is_refused(served):
     files = {"files": ("big.png", b"\0" * (default_max_bytes() + 1))}
-    assert httpx.post(f"{served.url}/gradio_api/upload", files=files).status_code == 413
+    answer = httpx.post(f"{served.url}/gradio_api/upload", files=files, timeout=60)
+    assert answer.status_code == 413
 
 
 def test_functions_are_mcp_tools(served, tmp_path):
@@ -797,7 +846,7 @@ class Slow(Upscaler):
 app.launch(app.create_demo(Slow()))
 """
     with running_app(tmp_path, tiny_weights, script) as running:
-        client = Client(running.url, verbose=False)
+        client = connect(running.url)
         job = client.submit(handle_file(photo(tmp_path / "cat.png")), api_name="/upscale")
         while "running" not in (tmp_path / "app.log").read_text():
             time.sleep(0.05)
