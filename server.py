@@ -150,10 +150,15 @@ class FairQueue(Queue):
 def visitor_of(request: Request, session: str | None) -> str:
     """Whom an event counts for: the public address; where a proxy hides it, the session."""
     address = request.client.host if request.client else ""
+    return _public_network(address) or session or address
+
+
+def _public_network(address: str) -> str | None:
+    """What one household has of public addresses; None if the address isn't public."""
     with suppress(ValueError):
         if ip_address(address).is_global:  # of IPv6 a household has 2^64
             return str(ip_network((address, 64 if ":" in address else 32), strict=False))
-    return session or address
+    return None
 
 
 class File(NamedTuple):
@@ -294,6 +299,10 @@ class Guard:
         if path.lower().startswith(NOT_SERVED):
             await refuse(404, "Not served here.")
             return
+        if path.startswith("mcp") and scope["client"] and _public_network(scope["client"][0]):
+            # For MCP tools Gradio calls itself and passes headers on: it is the asker that counts,
+            # whatever the header said.
+            MutableHeaders(scope=scope)["X-Forwarded-For"] = scope["client"][0]
         uploading = path.startswith("upload")
         try:
             await self.app(scope, self._bounded(receive, uploading), answer)

@@ -21,6 +21,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
 from PIL import Image
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 
 import app
 import server
@@ -92,6 +94,23 @@ def handlers(upscaler) -> app.Handlers:
 def connect(url: str) -> Client:
     """A client; its own limit of 5 s is too little on a busy machine."""
     return Client(url, verbose=False, httpx_kwargs={"timeout": 60})
+
+
+def call_mcp_tool(url: str, name: str, arguments: dict, headers: dict | None = None) -> tuple:
+    """The names of all tools, and what came of the call."""
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def call():
+        async with (
+            streamablehttp_client(f"{url}gradio_api/mcp/", headers) as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = [tool.name for tool in (await session.list_tools()).tools]
+            return tools, await session.call_tool(name, arguments)
+
+    return asyncio.run(call())
 
 
 def wait_until(condition) -> None:
@@ -666,6 +685,54 @@ def test_a_visitor_is_an_address_or_behind_a_proxy_a_session(address, visitor):
     assert server.visitor_of(SimpleNamespace(client=None), "session") == "session"
 
 
+def test_mcp_callers_are_visitors_of_their_own(upscaler, monkeypatch):
+    """Though Gradio calls itself for them, from one address and in one session."""
+    pytest.importorskip("mcp")
+    visitors, visitor_of = [], server.visitor_of
+
+    def noting(request, session):
+        visitors.append(visitor_of(request, session))
+        return visitors[-1]
+
+    monkeypatch.setattr(server, "visitor_of", noting)
+    demo = app.create_demo(upscaler)
+    guard = Middleware(server.Guard, files=demo.handlers.files)
+    _, url, _ = demo.launch(
+        server_port=free_port(),
+        prevent_thread_lock=True,
+        quiet=True,
+        mcp_server=True,
+        app_kwargs={"middleware": [guard]},
+    )
+    for address in ("8.8.8.8", "1.1.1.1", "2.2.2.2, 8.8.8.8"):  # as a proxy here says it
+        answer = call_mcp_tool(url, "info", {}, {"X-Forwarded-For": address})[1]
+        assert not answer.isError
+    demo.close(verbose=False)
+    assert visitors == ["8.8.8.8/32", "1.1.1.1/32", "8.8.8.8/32"]
+
+
+@pytest.mark.parametrize(
+    "client, said, passed_on",
+    [
+        ("8.8.8.8", None, "8.8.8.8"),
+        ("8.8.8.8", "1.1.1.1", "8.8.8.8"),
+        ("2a00:1450::1", "1.1.1.1", "2a00:1450::1"),
+        ("10.0.0.7", "1.1.1.1", "1.1.1.1"),
+        ("10.0.0.7", None, None),
+    ],
+)
+def test_a_public_mcp_caller_cannot_pretend_an_address(client, said, passed_on):
+    passed = []
+
+    async def gradio(scope, receive, send):
+        passed.append(Headers(scope=scope).get("x-forwarded-for"))
+
+    headers = [(b"x-forwarded-for", said.encode())] * 2 if said else []
+    scope = {"type": "http", "path": "/gradio_api/mcp/", "headers": headers, "client": (client, 1)}
+    asyncio.run(server.Guard(gradio, server.Files())(scope, None, None))
+    assert passed == [passed_on]
+
+
 def test_sessions_of_long_ago_are_forgotten(upscaler):
     queue = app.create_demo(upscaler)._queue
     for number in range(10_000):
@@ -793,23 +860,10 @@ def test_oversized_upload_is_refused(served):
 
 
 def test_functions_are_mcp_tools(served, tmp_path):
-    ClientSession = pytest.importorskip("mcp").ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
-
+    pytest.importorskip("mcp")
     content = base64.b64encode(Path(photo(tmp_path / "cat.png")).read_bytes()).decode()
-
-    async def call():
-        url = f"{served.url}/gradio_api/mcp/"
-        async with (
-            streamablehttp_client(url) as (read, write, _),
-            ClientSession(read, write) as session,
-        ):
-            await session.initialize()
-            tools = [tool.name for tool in (await session.list_tools()).tools]
-            image = {"image": f"data:image/png;base64,{content}"}
-            return tools, await session.call_tool("upscale", image)
-
-    tools, result = asyncio.run(call())
+    image = {"image": f"data:image/png;base64,{content}"}
+    tools, result = call_mcp_tool(f"{served.url}/", "upscale", image)
     assert tools == ["upscale", "compare", "info"]
     assert not result.isError
 
