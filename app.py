@@ -72,7 +72,7 @@ from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 from PIL import Image
 from starlette.middleware import Middleware
 
-from server import KEEP_FILES, FairQueue, Files, Guard, no_files, setting
+from server import KEEP_FILES, FairQueue, Files, Guard, no_files
 from srgan.image import (
     OUTPUT_FORMATS,
     crop_to_scale,
@@ -84,6 +84,7 @@ from srgan.image import (
     to_tensor,
 )
 from srgan.metrics import psnr_y, ssim_y
+from srgan.settings import whole_number
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = {
@@ -169,7 +170,8 @@ class Handlers:
 
     def __init__(self, upscaler: Upscaler):
         self.upscaler = upscaler
-        self.concurrency = setting("SRGAN_CONCURRENCY", 1 if upscaler.device.type == "cpu" else 2)
+        on_cpu = upscaler.device.type == "cpu"
+        self.concurrency = whole_number("SRGAN_CONCURRENCY", 1 if on_cpu else 2)
         self.files = Files()
         self._network = _on_zero_gpu(upscaler) if ZERO_GPU else upscaler.upscale
         # Always the same threads, each of which torch gives memory and threads of its own; and so

@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from srgan.errors import SRGANError
 from srgan.image import default_max_bytes
+from srgan.settings import whole_number
 
 #: Seconds that uploads and results are kept.
 KEEP_FILES = 3600
@@ -61,18 +62,6 @@ HEADERS = {
 }
 
 logger = logging.getLogger("server")
-
-
-def setting(variable: str, default: int) -> int:
-    """A whole number above 0 from the environment.
-
-    Raises:
-        SRGANError: it is something else.
-    """
-    text = os.environ.get(variable) or str(default)
-    if not text.isdecimal() or int(text) == 0:
-        raise SRGANError(f"{variable} must be a whole number above 0, got {text!r}")
-    return int(text)
 
 
 def no_files(error: OSError) -> str:
@@ -184,7 +173,7 @@ class Files:
         self.folder = Path(get_upload_folder())
         self.folder.mkdir(parents=True, exist_ok=True)
         self._results = Path(tempfile.mkdtemp(prefix="results-", dir=self.folder))
-        self._most = setting(
+        self._most = whole_number(
             "SRGAN_TEMP_BYTES", min(TEMP_BYTES, shutil.disk_usage(self.folder).free // 2)
         )
         self._lock = threading.Lock()  # of `make_room`
