@@ -9,6 +9,7 @@ uploads and results may take in GRADIO_TEMP_DIR; SRGAN_PRECISION is that of `srg
 
 import argparse
 import asyncio
+import contextvars
 import html
 import importlib.util
 import logging
@@ -22,7 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,9 @@ from typing import TypeVar
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / "srgan"))
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "10")
+# Read when torch first computes. oneDNN keeps what it compiles for each shape, 1024 of it by
+# default; a large image needs about 100, and every visitor brings other shapes.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 try:
     import spaces  # before torch, which it has to patch on ZeroGPU
 except ImportError:
@@ -68,7 +72,7 @@ from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 from PIL import Image
 from starlette.middleware import Middleware
 
-from server import KEEP_FILES, FairQueue, Files, Guard, no_files, setting
+from server import KEEP_FILES, FairQueue, Files, Guard, no_files
 from srgan.image import (
     OUTPUT_FORMATS,
     crop_to_scale,
@@ -80,6 +84,7 @@ from srgan.image import (
     to_tensor,
 )
 from srgan.metrics import psnr_y, ssim_y
+from srgan.settings import whole_number
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = {
@@ -165,12 +170,15 @@ class Handlers:
 
     def __init__(self, upscaler: Upscaler):
         self.upscaler = upscaler
-        self.concurrency = setting("SRGAN_CONCURRENCY", 1 if upscaler.device.type == "cpu" else 2)
+        on_cpu = upscaler.device.type == "cpu"
+        self.concurrency = whole_number("SRGAN_CONCURRENCY", 1 if on_cpu else 2)
         self.files = Files()
         self._network = _on_zero_gpu(upscaler) if ZERO_GPU else upscaler.upscale
-        # Images at a time, also while a stopped one winds up.
-        self._workers = threading.Semaphore(self.concurrency)
-        self._closing, self._closed = False, threading.Event()
+        # Always the same threads, each of which torch gives memory and threads of its own; and so
+        # many images at a time, also while a stopped one winds up.
+        self._workers = ThreadPoolExecutor(self.concurrency, thread_name_prefix="network")
+        self._runs: set[Future] = set()  # that run or wait for a worker
+        self._closed = threading.Event()
         self._examples: dict[tuple[str, str], tuple[Image.Image, float]] = {}
         # Session -> its newest run's stop signal, which nothing but that run keeps alive.
         self._stops: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
@@ -380,10 +388,8 @@ class Handlers:
 
     def finish(self, timeout: float) -> None:
         """Takes no more work, waits until what runs is done, at most `timeout` s, and stops it."""
-        self._closing = True
-        deadline = time.monotonic() + timeout
-        for _ in range(self.concurrency):
-            self._workers.acquire(timeout=max(0, deadline - time.monotonic()))
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        wait(self._runs.copy(), timeout)
         self._closed.set()
 
     # ---- shared
@@ -433,18 +439,26 @@ class Handlers:
                 raise SRGANError(_RESTARTING)
             report(share)
 
-        while not self._workers.acquire(timeout=0.5):
-            if self._closing:  # then `finish` keeps the workers
-                raise SRGANError(_RESTARTING)
-        try:
-            if self._closing:
-                raise SRGANError(_RESTARTING)
+        def work() -> tuple[Image.Image, float]:
             report(0.0)
             started = time.perf_counter()
             sr = self._network(image, detail, report_while_open)
             return sr, time.perf_counter() - started
-        finally:
-            self._workers.release()
+
+        try:
+            return self._submit(work).result()
+        except CancelledError:
+            raise SRGANError(_RESTARTING) from None
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        """Has a worker do something, in the context of the event that is being handled."""
+        try:
+            run = self._workers.submit(contextvars.copy_context().run, work)
+        except RuntimeError as error:  # no more work is taken
+            raise SRGANError(_RESTARTING) from error
+        self._runs.add(run)
+        run.add_done_callback(self._runs.discard)
+        return run
 
     def _left_half(self, run: Run, left: str) -> str:
         if not Path(run.bicubic).exists():

@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from srgan.errors import SRGANError
 from srgan.image import default_max_bytes
+from srgan.settings import whole_number
 
 #: Seconds that uploads and results are kept.
 KEEP_FILES = 3600
@@ -61,18 +62,6 @@ HEADERS = {
 }
 
 logger = logging.getLogger("server")
-
-
-def setting(variable: str, default: int) -> int:
-    """A whole number above 0 from the environment.
-
-    Raises:
-        SRGANError: it is something else.
-    """
-    text = os.environ.get(variable) or str(default)
-    if not text.isdecimal() or int(text) == 0:
-        raise SRGANError(f"{variable} must be a whole number above 0, got {text!r}")
-    return int(text)
 
 
 def no_files(error: OSError) -> str:
@@ -150,10 +139,15 @@ class FairQueue(Queue):
 def visitor_of(request: Request, session: str | None) -> str:
     """Whom an event counts for: the public address; where a proxy hides it, the session."""
     address = request.client.host if request.client else ""
+    return _public_network(address) or session or address
+
+
+def _public_network(address: str) -> str | None:
+    """What one household has of public addresses; None if the address isn't public."""
     with suppress(ValueError):
         if ip_address(address).is_global:  # of IPv6 a household has 2^64
             return str(ip_network((address, 64 if ":" in address else 32), strict=False))
-    return session or address
+    return None
 
 
 class File(NamedTuple):
@@ -179,7 +173,7 @@ class Files:
         self.folder = Path(get_upload_folder())
         self.folder.mkdir(parents=True, exist_ok=True)
         self._results = Path(tempfile.mkdtemp(prefix="results-", dir=self.folder))
-        self._most = setting(
+        self._most = whole_number(
             "SRGAN_TEMP_BYTES", min(TEMP_BYTES, shutil.disk_usage(self.folder).free // 2)
         )
         self._lock = threading.Lock()  # of `make_room`
@@ -294,6 +288,10 @@ class Guard:
         if path.lower().startswith(NOT_SERVED):
             await refuse(404, "Not served here.")
             return
+        if path.startswith("mcp") and scope["client"] and _public_network(scope["client"][0]):
+            # For MCP tools Gradio calls itself and passes headers on: it is the asker that counts,
+            # whatever the header said.
+            MutableHeaders(scope=scope)["X-Forwarded-For"] = scope["client"][0]
         uploading = path.startswith("upload")
         try:
             await self.app(scope, self._bounded(receive, uploading), answer)

@@ -5,7 +5,7 @@
 >>> save_image(upscaler.upscale(open_image("photo.jpg")), "large.png")
 """
 
-from srgan.errors import Cancelled, ImageError, SRGANError, WeightsError
+from srgan.errors import Cancelled, ImageError, SettingError, SRGANError, WeightsError
 from srgan.generator import SCALE, Generator, GeneratorConfig
 from srgan.image import open_image, save_image
 from srgan.upscaler import Upscaler
@@ -18,6 +18,7 @@ __all__ = [
     "GeneratorConfig",
     "ImageError",
     "SRGANError",
+    "SettingError",
     "Upscaler",
     "WeightsError",
     "load_weights",

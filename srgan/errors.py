@@ -3,6 +3,7 @@
 SRGANError
 ├── ImageError     the image can't be read, enlarged or written
 ├── WeightsError   the weights can't be found, read, trusted or written
+├── SettingError   a variable of the environment has a senseless value; a ValueError too
 └── Cancelled      the caller asked to stop
 """
 
@@ -17,6 +18,10 @@ class ImageError(SRGANError):
 
 class WeightsError(SRGANError):
     """The weights can't be found, read, trusted or written."""
+
+
+class SettingError(SRGANError, ValueError):
+    """A variable of the environment has a senseless value."""
 
 
 class Cancelled(SRGANError):

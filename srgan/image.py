@@ -28,25 +28,19 @@ from torch import Tensor
 from srgan.bombs import check_directories, refuse_bombs
 from srgan.errors import ImageError
 from srgan.generator import SCALE
+from srgan.settings import whole_number
 
 # ------------------------------------------------------------------------------------- limits
 
 
 def default_max_pixels() -> int:
     """Largest input, in pixels: SRGAN_MAX_PIXELS, or 2 097 152 (about 1448 × 1448)."""
-    return _limit("SRGAN_MAX_PIXELS", 2**21)
+    return whole_number("SRGAN_MAX_PIXELS", 2**21)
 
 
 def default_max_bytes() -> int:
     """Largest input file, in bytes: SRGAN_MAX_BYTES, or 50 million."""
-    return _limit("SRGAN_MAX_BYTES", 50_000_000)
-
-
-def _limit(variable: str, default: int) -> int:
-    text = os.environ.get(variable) or str(default)
-    if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"{variable} must be a whole number above 0, got {text!r}")
-    return int(text)
+    return whole_number("SRGAN_MAX_BYTES", 50_000_000)
 
 
 def check_size(image: Image.Image, max_pixels: int | None = None) -> None:

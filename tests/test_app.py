@@ -8,7 +8,7 @@ import os
 import pickle
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +21,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
 from PIL import Image
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 
 import app
 import server
@@ -87,6 +89,35 @@ def upscaler(tiny_weights) -> CountingUpscaler:
 @pytest.fixture
 def handlers(upscaler) -> app.Handlers:
     return app.Handlers(upscaler)
+
+
+def connect(url: str) -> Client:
+    """A client; its own limit of 5 s is too little on a busy machine."""
+    return Client(url, verbose=False, httpx_kwargs={"timeout": 60})
+
+
+def call_mcp_tool(url: str, name: str, arguments: dict, headers: dict | None = None) -> tuple:
+    """The names of all tools, and what came of the call."""
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def call():
+        async with (
+            streamablehttp_client(f"{url}gradio_api/mcp/", headers) as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = [tool.name for tool in (await session.list_tools()).tools]
+            return tools, await session.call_tool(name, arguments)
+
+    return asyncio.run(call())
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def visitor(name: str = "a visitor") -> SimpleNamespace:
@@ -281,6 +312,53 @@ def test_stop_ends_the_run_within_a_tile(tiny_weights, tmp_path):
     thread.join(10)
     assert results == [gr.skip()]
     assert enlarge(handlers, run).srgan is not None  # the worker is free again
+
+
+def test_the_network_always_runs_on_the_same_threads(tiny_weights, tmp_path, monkeypatch):
+    """Whichever threads ask: each that torch computes in costs memory for good."""
+    monkeypatch.setenv("SRGAN_CONCURRENCY", "2")
+    threads = set()
+
+    class Watched(Upscaler):
+        def upscale(self, image, detail=None, progress=None):
+            threads.add(threading.get_ident())
+            return super().upscale(image, detail, progress)
+
+    handlers = app.Handlers(Watched(tiny_weights))
+    path = photo(tmp_path / "cat.png")
+    handlers.warm_up()
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda _: asyncio.run(handlers.upscale(path)), range(12)))
+    assert len(threads) <= 2
+
+
+def test_who_waits_when_the_server_closes_is_told_at_once(tiny_weights, tmp_path):
+    handlers = app.Handlers(CountingUpscaler(tiny_weights, slow=True))
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(enlarge, handlers, run)
+        assert handlers.upscaler.started.wait(10)
+        waiting = pool.submit(asyncio.run, handlers.upscale(run.photo))
+        wait_until(lambda: len(handlers._runs) == 2)
+        closing = pool.submit(handlers.finish, 60)
+        for late in (waiting, pool.submit(asyncio.run, handlers.upscale(run.photo))):
+            with pytest.raises(gr.Error, match="being restarted"):
+                late.result(60)
+        assert not closing.done() and not running.done()
+        handlers.upscaler.go_on.set()
+        assert running.result(60).srgan is not None
+    assert handlers.upscaler.runs == 1 and not handlers._runs
+
+
+def test_what_runs_for_too_long_is_ended_when_the_server_closes(tiny_weights, tmp_path):
+    handlers = app.Handlers(CountingUpscaler(tiny_weights, slow=True))
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(enlarge, handlers, run)
+        assert handlers.upscaler.started.wait(10)
+        handlers.finish(0.1)
+        with pytest.raises(gr.Error, match="being restarted"):
+            running.result(60)
 
 
 def test_another_photo_takes_over(tiny_weights, tmp_path):
@@ -497,7 +575,7 @@ def slow_app(tiny_weights):
 
 
 def test_a_cancelled_job_frees_the_worker(slow_app, tmp_path):
-    client = Client(slow_app.url, verbose=False)
+    client = connect(slow_app.url)
     path = photo(tmp_path / "cat.png")
     job = client.submit(handle_file(path), api_name="/upscale")
     assert slow_app.upscaler.started.wait(20)
@@ -509,16 +587,16 @@ def test_a_cancelled_job_frees_the_worker(slow_app, tmp_path):
 def test_a_closed_connection_frees_the_worker(slow_app, tmp_path):
     api = f"{slow_app.url}/gradio_api"
     event = _call(api, photo(tmp_path / "cat.png"))
-    with httpx.stream("GET", f"{api}/call/upscale/{event}"):
+    with httpx.stream("GET", f"{api}/call/upscale/{event}", timeout=60):
         assert slow_app.upscaler.started.wait(20)
     assert slow_app.upscaler.broken_off.wait(20)
 
 
 def _call(api: str, path: str) -> str:
     with open(path, "rb") as file:
-        uploaded = httpx.post(f"{api}/upload", files={"files": file}).json()[0]
+        uploaded = httpx.post(f"{api}/upload", files={"files": file}, timeout=60).json()[0]
     image = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
-    return httpx.post(f"{api}/call/upscale", json={"data": [image]}).json()["event_id"]
+    return httpx.post(f"{api}/call/upscale", json={"data": [image]}, timeout=60).json()["event_id"]
 
 
 # ---- the queue of that app
@@ -539,17 +617,6 @@ def function(app, name: str) -> int:
     functions = httpx.get(f"{app.url}/config", timeout=60).json()["dependencies"]
     (number,) = (function["id"] for function in functions if function["api_name"] == name)
     return number
-
-
-def connect(url: str) -> Client:
-    return Client(url, verbose=False, httpx_kwargs={"timeout": 60})
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_visitors_take_turns(slow_app, tmp_path):
@@ -618,6 +685,54 @@ def test_a_visitor_is_an_address_or_behind_a_proxy_a_session(address, visitor):
     assert server.visitor_of(SimpleNamespace(client=None), "session") == "session"
 
 
+def test_mcp_callers_are_visitors_of_their_own(upscaler, monkeypatch):
+    """Though Gradio calls itself for them, from one address and in one session."""
+    pytest.importorskip("mcp")
+    visitors, visitor_of = [], server.visitor_of
+
+    def noting(request, session):
+        visitors.append(visitor_of(request, session))
+        return visitors[-1]
+
+    monkeypatch.setattr(server, "visitor_of", noting)
+    demo = app.create_demo(upscaler)
+    guard = Middleware(server.Guard, files=demo.handlers.files)
+    _, url, _ = demo.launch(
+        server_port=free_port(),
+        prevent_thread_lock=True,
+        quiet=True,
+        mcp_server=True,
+        app_kwargs={"middleware": [guard]},
+    )
+    for address in ("8.8.8.8", "1.1.1.1", "2.2.2.2, 8.8.8.8"):  # as a proxy here says it
+        answer = call_mcp_tool(url, "info", {}, {"X-Forwarded-For": address})[1]
+        assert not answer.isError
+    demo.close(verbose=False)
+    assert visitors == ["8.8.8.8/32", "1.1.1.1/32", "8.8.8.8/32"]
+
+
+@pytest.mark.parametrize(
+    "client, said, passed_on",
+    [
+        ("8.8.8.8", None, "8.8.8.8"),
+        ("8.8.8.8", "1.1.1.1", "8.8.8.8"),
+        ("2a00:1450::1", "1.1.1.1", "2a00:1450::1"),
+        ("10.0.0.7", "1.1.1.1", "1.1.1.1"),
+        ("10.0.0.7", None, None),
+    ],
+)
+def test_a_public_mcp_caller_cannot_pretend_an_address(client, said, passed_on):
+    passed = []
+
+    async def gradio(scope, receive, send):
+        passed.append(Headers(scope=scope).get("x-forwarded-for"))
+
+    headers = [(b"x-forwarded-for", said.encode())] * 2 if said else []
+    scope = {"type": "http", "path": "/gradio_api/mcp/", "headers": headers, "client": (client, 1)}
+    asyncio.run(server.Guard(gradio, server.Files())(scope, None, None))
+    assert passed == [passed_on]
+
+
 def test_sessions_of_long_ago_are_forgotten(upscaler):
     queue = app.create_demo(upscaler)._queue
     for number in range(10_000):
@@ -660,13 +775,13 @@ def served(tiny_weights, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(served):
-    return Client(served.url, verbose=False)
+    return connect(served.url)
 
 
 def rest(served, name: str, data: list) -> tuple[str, object]:
     """Calls as curl does; returns the last event and its data."""
     api = f"{served.url}/gradio_api"
-    event = httpx.post(f"{api}/call/{name}", json={"data": data}).json()["event_id"]
+    event = httpx.post(f"{api}/call/{name}", json={"data": data}, timeout=60).json()["event_id"]
     lines = httpx.get(f"{api}/call/{name}/{event}", timeout=60).text.strip().splitlines()
     return lines[-2].removeprefix("event: "), json.loads(lines[-1].removeprefix("data: "))
 
@@ -716,7 +831,7 @@ def test_rest_call_may_leave_out_defaults(served, tmp_path):
     answer = httpx.get(f"{api}/call/upscale/{event}", timeout=60).text
     file = json.loads(answer.strip().splitlines()[-1].removeprefix("data: "))[0]
     assert file["url"].endswith("/cat-srgan-x4.png")
-    assert httpx.get(file["url"]).content.startswith(b"\x89PNG")
+    assert httpx.get(file["url"], timeout=60).content.startswith(b"\x89PNG")
 
 
 def test_rest_call_may_carry_the_image(served, tmp_path):
@@ -740,27 +855,15 @@ def test_missing_image_is_said(served):
 
 def test_oversized_upload_is_refused(served):
     files = {"files": ("big.png", b"\0" * (default_max_bytes() + 1))}
-    assert httpx.post(f"{served.url}/gradio_api/upload", files=files).status_code == 413
+    answer = httpx.post(f"{served.url}/gradio_api/upload", files=files, timeout=60)
+    assert answer.status_code == 413
 
 
 def test_functions_are_mcp_tools(served, tmp_path):
-    ClientSession = pytest.importorskip("mcp").ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
-
+    pytest.importorskip("mcp")
     content = base64.b64encode(Path(photo(tmp_path / "cat.png")).read_bytes()).decode()
-
-    async def call():
-        url = f"{served.url}/gradio_api/mcp/"
-        async with (
-            streamablehttp_client(url) as (read, write, _),
-            ClientSession(read, write) as session,
-        ):
-            await session.initialize()
-            tools = [tool.name for tool in (await session.list_tools()).tools]
-            image = {"image": f"data:image/png;base64,{content}"}
-            return tools, await session.call_tool("upscale", image)
-
-    tools, result = asyncio.run(call())
+    image = {"image": f"data:image/png;base64,{content}"}
+    tools, result = call_mcp_tool(f"{served.url}/", "upscale", image)
     assert tools == ["upscale", "compare", "info"]
     assert not result.isError
 
@@ -797,7 +900,7 @@ class Slow(Upscaler):
 app.launch(app.create_demo(Slow()))
 """
     with running_app(tmp_path, tiny_weights, script) as running:
-        client = Client(running.url, verbose=False)
+        client = connect(running.url)
         job = client.submit(handle_file(photo(tmp_path / "cat.png")), api_name="/upscale")
         while "running" not in (tmp_path / "app.log").read_text():
             time.sleep(0.05)

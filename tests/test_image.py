@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from srgan.errors import ImageError
+from srgan.errors import ImageError, SettingError
 from srgan.image import (
     OUTPUT_FORMATS,
     check_size,
@@ -197,7 +197,7 @@ def test_limits_come_from_the_environment(monkeypatch):
 @pytest.mark.parametrize("value", ["many", "-1", "0", "1.5"])
 def test_senseless_limit_in_the_environment_is_named(monkeypatch, value):
     monkeypatch.setenv("SRGAN_MAX_PIXELS", value)
-    with pytest.raises(ValueError, match=f"SRGAN_MAX_PIXELS must be .* got '{value}'"):
+    with pytest.raises(SettingError, match=f"SRGAN_MAX_PIXELS must be .* got '{value}'"):
         default_max_pixels()
 
 

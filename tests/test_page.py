@@ -13,6 +13,7 @@ from srgan import open_image
 from srgan.image import enlarge_bicubic
 
 sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
 
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's
 #: Milliseconds for anything on the page to happen on a busy machine.
@@ -331,3 +332,45 @@ def test_nothing_is_wider_than_the_screen(page, cat, width):
     tops = [page.locator(place).bounding_box()["y"] for place in ("#photo", "#slider", "#mode")]
     if width < 800:
         assert tops == sorted(tops)
+
+
+def findings(page) -> list[str]:
+    """What axe-core says against the page as it stands: the rule, and where."""
+    page.wait_for_function(
+        """() => document.getAnimations().every((a) =>
+             a.playState !== "running" || a.effect.getTiming().iterations === Infinity)"""
+    )
+    found = Axe().run(page, options={"resultTypes": ["violations", "passes"]}).response
+    assert "color-contrast" in {rule["id"] for rule in found["passes"]}  # it has looked
+    return [
+        f"{rule['id']} ({rule['impact']}): {' '.join(map(str, node['target']))}"
+        for rule in found["violations"]
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("scheme, width", [("light", 1280), ("dark", 1280), ("light", 390)])
+def test_axe_finds_nothing_in_any_state(page, cat, tmp_path, scheme, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=scheme)
+    page.reload()
+    page.wait_for_selector("#photo input[type=file]", state="attached")
+    assert page.locator("body.dark").count() == (scheme == "dark")
+    found = {"empty": findings(page)}
+    choose(page, cat)
+    wait_for_srgan(page)
+    found["result"] = findings(page)
+    (tmp_path / "bad.png").write_text("not an image")
+    choose(page, tmp_path / "bad.png")
+    page.wait_for_selector('[data-testid="toast-text"]')
+    found["error"] = findings(page)
+    page.click('[data-testid="toast-close"]')
+    choose(page, picture(tmp_path / "large.png", (96, 80)))
+    wait_for_srgan(page, "large")
+    page.click('#mode label:has-text("Shrink and restore")')
+    page.wait_for_selector('#status :text("Against the original")')
+    found["shrink and restore"] = findings(page)
+    page.click("#about button")
+    page.wait_for_selector("#about :text('What it cannot do')")
+    found["about"] = findings(page)
+    assert {state: of for state, of in found.items() if of} == {}
