@@ -24,12 +24,12 @@ import time, app, server
 from srgan import Upscaler
 
 class SometimesSlow(Upscaler):
-    def upscale(self, image, detail=None, progress=None):
+    def upscale(self, image, detail=None, progress=None, **options):
         steps = {40: 300, 41: 3000}.get(image.width, 0)
         for i in range(steps):
             progress(i / steps)
             time.sleep(0.1)
-        return super().upscale(image, detail, progress)
+        return super().upscale(image, detail, progress, **options)
 
 server.QUEUE_SIZE = 2
 app.launch(app.create_demo(SometimesSlow()))
