@@ -439,7 +439,8 @@ class Handlers:
     def _enlarge_once(
         self, run: Run, lr: Image.Image, report: Report
     ) -> tuple[Image.Image, float, bool]:
-        """`_run_network`, but an example at the default detail is enlarged for the first only.
+        """`_run_network`, but an example is enlarged for the first only, by CLEAN if the detail is
+        the default one.
 
         Returns:
             The enlarged image, the seconds it took, whether it was there already.
@@ -822,7 +823,10 @@ def _left_radio(mode: str, left: str) -> gr.Radio:
 def _detail_options(weights: Weights, model: str) -> dict:
     """What the slider says of detail, and whether it can be moved."""
     if model == PHOTO:
-        return {"info": f"{MODELS[PHOTO]} has one look only.", "interactive": False}
+        return {
+            "info": f"{MODELS[PHOTO]} has one look only. Detail changes what {MODELS[CLEAN]} does.",
+            "interactive": False,
+        }
     if not weights.adversarial or weights.srgan is weights.srresnet:
         return {"info": "These weights have one look only.", "interactive": False}
     info = "0 faithful … 1 textured. A change runs the network again."

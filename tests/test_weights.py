@@ -446,7 +446,7 @@ def test_damaged_bundled_weights_are_an_error_even_with_fallback(folder, monkeyp
 
 def test_the_weights_in_the_repository_are_whole():
     weights = load_weights(BUNDLED)
-    for generator in (weights.srresnet, weights.srgan):
+    for generator in (weights.srresnet, weights.srgan, weights.photo or weights.srgan):
         assert generator.config == GeneratorConfig()
     differ = not torch.equal(weights.srresnet.head.weight, weights.srgan.head.weight)
     assert differ == weights.adversarial
