@@ -27,7 +27,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 # Read when Gradio is imported. Its temporary folder is shared by every Gradio program otherwise;
 # and after each event it makes a table of so many past ones, which nobody looks at.
@@ -85,6 +85,8 @@ from srgan.image import (
 )
 from srgan.metrics import psnr_y, ssim_y
 from srgan.settings import whole_number
+from srgan.upscaler import Model
+from srgan.weights import Weights
 
 HERE = Path(__file__).resolve().parent
 EXAMPLES = {
@@ -94,6 +96,10 @@ EXAMPLES = {
     "Rocket": HERE / "examples" / "rocket.png",
 }
 ENLARGE, RESTORE = "enlarge", "restore"
+CLEAN, PHOTO = get_args(Model)
+MODELS = {CLEAN: "Clean", PHOTO: "Photo"}
+#: Model -> what its results are called.
+RESULTS = {CLEAN: f"srgan-x{SCALE}", PHOTO: f"srgan-photo-x{SCALE}"}
 BICUBIC, PIXELS, ORIGINAL = "bicubic", "pixels", "original"
 LEFT_CHOICES = [("Bicubic", BICUBIC), ("Original pixels", PIXELS)]
 DOWNLOADS = {"png": "PNG", "webp": "WebP", "jpeg": "JPEG", "avif": "AVIF", "tiff": "TIFF"}
@@ -140,7 +146,8 @@ class Run:
         notices: what was left out of the file.
         bicubic: the bicubic enlargement; its folder also takes the other left halves.
         srgan: the enlargement by the network, None until there is one.
-        detail: with which `srgan` was made.
+        model: by which `srgan` was made.
+        detail: with which, where the model is CLEAN.
         seconds: which the network took for it.
         remembered: whether that was for an earlier visitor; only examples are.
         scores: PSNR in dB and SSIM by name of the method, where there is an original.
@@ -155,6 +162,7 @@ class Run:
     notices: tuple[str, ...]
     bicubic: str
     srgan: str | None = None
+    model: Model = CLEAN
     detail: float = 1.0
     seconds: float = 0.0
     remembered: bool = False
@@ -179,7 +187,7 @@ class Handlers:
         self._workers = ThreadPoolExecutor(self.concurrency, thread_name_prefix="network")
         self._runs: set[Future] = set()  # that run or wait for a worker
         self._closed = threading.Event()
-        self._examples: dict[tuple[str, str], tuple[Image.Image, float]] = {}
+        self._examples: dict[tuple[str, str, Model], tuple[Image.Image, float]] = {}
         # Session -> its newest run's stop signal, which nothing but that run keeps alive.
         self._stops: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
@@ -190,6 +198,7 @@ class Handlers:
         image: str,
         detail: float | None = None,
         output_format: str = "png",
+        model: str = CLEAN,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> str:
         """Enlarge a photograph to four times its width and height with SRGAN, a neural network
@@ -199,6 +208,7 @@ class Handlers:
             image: The photograph: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC.
             detail: From 0, faithful and smooth, to 1, textured; details then may be invented.
             output_format: File format of the result: png (exact), webp, jpeg, avif, tiff or bmp.
+            model: clean for sharp originals, photo for JPEGs with blocks, noise or slight blur.
 
         Returns:
             The enlarged image file.
@@ -209,11 +219,12 @@ class Handlers:
                 f"{', '.join(OUTPUT_FORMATS)}.",
                 print_exception=False,
             )
+        self._check_model(model)
 
         def work(report: Report) -> str:
             photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
-            sr = self._run_network(photo, detail, report)[0]
-            name = f"{_stem(image)}-srgan-x{SCALE}{OUTPUT_FORMATS[output_format]}"
+            sr = self._run_network(photo, detail, report, model)[0]
+            name = f"{_stem(image)}-{RESULTS[model]}{OUTPUT_FORMATS[output_format]}"
             return _save(sr, self.files.new_folder() / name)
 
         return await _in_background(work, progress)
@@ -223,6 +234,7 @@ class Handlers:
         image: str,
         left: str = BICUBIC,
         detail: float | None = None,
+        model: str = CLEAN,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[str, str]:
         """Enlarge a photograph four times without and with SRGAN, to see what the network adds.
@@ -231,19 +243,21 @@ class Handlers:
             image: The photograph: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC.
             left: The first image: bicubic for plain interpolation, pixels for the bare pixels.
             detail: From 0, faithful and smooth, to 1, textured; details then may be invented.
+            model: clean for sharp originals, photo for JPEGs with blocks, noise or slight blur.
 
         Returns:
             Two PNG images of one size, SRGAN second.
         """
+        self._check_model(model)
 
         def work(report: Report) -> tuple[str, str]:
             photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
-            sr = self._run_network(photo, detail, report)[0]
+            sr = self._run_network(photo, detail, report, model)[0]
             plain = enlarge_bicubic(photo) if left == BICUBIC else enlarge_nearest(photo)
             folder, name = self.files.new_folder(), _stem(image)
             return (
                 _save(plain, folder / f"{name}-{left}-x{SCALE}.png"),
-                _save(sr, folder / f"{name}-srgan-x{SCALE}.png"),
+                _save(sr, folder / f"{name}-{RESULTS[model]}.png"),
             )
 
         return await _in_background(work, progress)
@@ -252,7 +266,7 @@ class Handlers:
         """Tell which model runs here, where its weights came from, on what device, its limits.
 
         Returns:
-            Model, source, revision, parameters, scale, device, limits and versions.
+            Models, source, revision, parameters, scale, device, limits and versions.
         """
         return self.upscaler.info()
 
@@ -308,17 +322,19 @@ class Handlers:
         self,
         run: Run | None,
         detail: float,
+        model: str = CLEAN,
         request: gr.Request | None = None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Run | dict:
         """Runs the network on a begun run."""
         if run is None:
             return gr.skip()
+        run = replace(run, model=model, detail=detail)
         stop = self._take_over(request)
 
         def work(report: Report) -> Run:
             lr, original = self._read(run.photo, run.mode)
-            sr, seconds, remembered = self._enlarge_once(run, lr, detail, report)
+            sr, seconds, remembered = self._enlarge_once(run, lr, report)
             scores = None
             if original is not None:
                 hr = to_tensor(crop_to_scale(original))
@@ -331,8 +347,7 @@ class Handlers:
                 }
             return replace(
                 run,
-                srgan=_save(sr, self.files.new_folder() / f"{run.name}-srgan-x{SCALE}.png"),
-                detail=detail,
+                srgan=_save(sr, self.files.new_folder() / f"{run.name}-{RESULTS[model]}.png"),
                 seconds=seconds,
                 remembered=remembered,
                 scores=scores,
@@ -367,6 +382,10 @@ class Handlers:
         classes = [f"left-{left}", "right-srgan" if run.srgan else "right-bicubic"]
         return gr.ImageSlider(value=halves, elem_classes=classes + ["alpha"] * run.alpha)
 
+    def detail_slider(self, model: str) -> gr.Slider:
+        """The slider, which can be moved where that makes a difference."""
+        return gr.Slider(**_detail_options(self.upscaler.weights, model))
+
     def download(self, run: Run | None, output_format: str) -> gr.DownloadButton | dict:
         """The enlarged image in the chosen format; nothing is enlarged for it."""
         label = f"Download {DOWNLOADS[output_format]}"
@@ -384,7 +403,9 @@ class Handlers:
         """Enlarges a little, so that the first visitor doesn't wait for what torch makes ready."""
         if not ZERO_GPU:  # whose seconds are counted
             with suppress(SRGANError):
-                self._run_network(Image.new("RGB", (64, 64)), None, lambda share: None)
+                for model in self.upscaler.models:
+                    image = Image.new("RGB", (64, 64))
+                    self._run_network(image, None, lambda share: None, model)
 
     def finish(self, timeout: float) -> None:
         """Takes no more work, waits until what runs is done, at most `timeout` s, and stops it."""
@@ -413,24 +434,34 @@ class Handlers:
             )
         return shrink(original), original
 
+    def _check_model(self, model: str) -> None:
+        if model not in self.upscaler.models:
+            raise gr.Error(
+                f"There is no model {html.escape(str(model))!r} here, only "
+                f"{' and '.join(self.upscaler.models)}.",
+                print_exception=False,
+            )
+
     def _enlarge_once(
-        self, run: Run, lr: Image.Image, detail: float, report: Report
+        self, run: Run, lr: Image.Image, report: Report
     ) -> tuple[Image.Image, float, bool]:
-        """`_run_network`, but an example at the default detail is enlarged for the first only.
+        """`_run_network`, but an example is enlarged for the first only, by CLEAN if the detail is
+        the default one.
 
         Returns:
             The enlarged image, the seconds it took, whether it was there already.
         """
-        key = (run.photo, run.mode)
-        if key in self._examples and detail == self.upscaler.default_detail:
+        key = (run.photo, run.mode, run.model)
+        usual = run.model == PHOTO or run.detail == self.upscaler.default_detail
+        if key in self._examples and usual:
             return *self._examples[key], True
-        sr, seconds = self._run_network(lr, detail, report)
-        if Path(run.photo) in EXAMPLES.values() and detail == self.upscaler.default_detail:
+        sr, seconds = self._run_network(lr, run.detail, report, run.model)
+        if Path(run.photo) in EXAMPLES.values() and usual:
             self._examples[key] = sr, seconds
         return sr, seconds, False
 
     def _run_network(
-        self, image: Image.Image, detail: float | None, report: Report
+        self, image: Image.Image, detail: float | None, report: Report, model: Model
     ) -> tuple[Image.Image, float]:
         """The enlarged image and the seconds it took."""
 
@@ -442,7 +473,7 @@ class Handlers:
         def work() -> tuple[Image.Image, float]:
             report(0.0)
             started = time.perf_counter()
-            sr = self._network(image, detail, report_while_open)
+            sr = self._network(image, detail, report_while_open, model=model)
             return sr, time.perf_counter() - started
 
         try:
@@ -556,15 +587,15 @@ def _on_zero_gpu(upscaler: Upscaler) -> Callable[..., Image.Image]:
     Arguments and result are pickled; of exceptions only Gradio's own keep their text.
     """
 
-    def upscale(image: Image.Image, detail: float | None) -> Image.Image:
+    def upscale(image: Image.Image, detail: float | None, model: Model) -> Image.Image:
         with _errors_as_gradio():
-            return upscaler.upscale(image, detail)
+            return upscaler.upscale(image, detail, model=model)
 
     lent = spaces.GPU(upscale, duration=_seconds_on_zero_gpu)
-    return lambda image, detail, report: lent(image, detail)
+    return lambda image, detail, report, model: lent(image, detail, model)
 
 
-def _seconds_on_zero_gpu(image: Image.Image, detail: float | None) -> int:
+def _seconds_on_zero_gpu(image: Image.Image, detail: float | None, model: Model) -> int:
     """What to ask for: a visitor's quota must cover it, though only what is used is taken off."""
     return math.ceil(10 + 10 * image.width * image.height / 1e6)
 
@@ -667,8 +698,7 @@ class Page:
                 )
 
     def _lay_out_controls(self) -> None:
-        weights = self.handlers.upscaler.weights
-        blends = weights.adversarial and weights.srgan is not weights.srresnet
+        upscaler = self.handlers.upscaler
         self.mode = gr.Radio(
             [(f"Enlarge ×{SCALE}", ENLARGE), ("Shrink and restore", RESTORE)],
             value=ENLARGE,
@@ -677,18 +707,23 @@ class Page:
             "again and measures both ways against the original.",
             elem_id="mode",
         )
+        self.model = gr.Radio(
+            [(MODELS[model], model) for model in upscaler.models],
+            value=CLEAN,
+            label="Model",
+            info=f"{MODELS[PHOTO]} also removes JPEG blocks, noise and slight blur.",
+            visible=PHOTO in upscaler.models,
+            elem_id="model",
+        )
         self.detail = gr.Slider(
             0,
             1,
-            value=weights.detail,
+            value=upscaler.default_detail,
             step=0.05,
             label="Detail",
-            info="0 faithful … 1 textured. A change runs the network again."
-            if blends
-            else "These weights have one look only.",
-            interactive=blends,
             buttons=[],
             elem_id="detail",
+            **_detail_options(upscaler.weights, CLEAN),
         )
         with gr.Row(elem_id="run-buttons"):
             self.stop = gr.Button("Stop", elem_id="stop")
@@ -723,7 +758,7 @@ class Page:
                 **begun,
             ),
             gr.on(
-                [self.mode.input, self.detail.release, self.again.click],
+                [self.mode.input, self.model.input, self.detail.release, self.again.click],
                 handlers.begin_again,
                 [self.run, self.mode, self.left],
                 **begun,
@@ -735,7 +770,7 @@ class Page:
             runs.append(
                 start.success(
                     handlers.enlarge,
-                    [self.run, self.detail],
+                    [self.run, self.detail, self.model],
                     self.run,
                     trigger_mode="multiple",
                     concurrency_id="network",
@@ -757,6 +792,7 @@ class Page:
                 handlers.download, [self.run, self.file_format], self.download, **in_order
             )
         self.stop.click(handlers.stop, cancels=runs, **at_once)
+        self.model.input(handlers.detail_slider, self.model, self.detail, **at_once)
         self.left.input(
             handlers.compare_halves,
             [self.run, self.left],
@@ -798,6 +834,19 @@ def _left_radio(mode: str, left: str) -> gr.Radio:
     return gr.Radio(choices=choices, value=left)
 
 
+def _detail_options(weights: Weights, model: str) -> dict:
+    """What the slider says of detail, and whether it can be moved."""
+    if model == PHOTO:
+        return {
+            "info": f"{MODELS[PHOTO]} has one look only. Detail changes what {MODELS[CLEAN]} does.",
+            "interactive": False,
+        }
+    if not weights.adversarial or weights.srgan is weights.srresnet:
+        return {"info": "These weights have one look only.", "interactive": False}
+    info = "0 faithful … 1 textured. A change runs the network again."
+    return {"info": info, "interactive": True}
+
+
 def _wire_api(handlers: Handlers) -> None:
     """The three endpoints, which are the MCP tools too, on components that nobody sees."""
     with gr.Column(visible=False):
@@ -805,6 +854,7 @@ def _wire_api(handlers: Handlers) -> None:
         detail = gr.Slider(0, 1, value=handlers.upscaler.default_detail, label="Detail")
         left = gr.Dropdown([BICUBIC, PIXELS], value=BICUBIC, label="Left half")
         output_format = gr.Dropdown(list(OUTPUT_FORMATS), value="png", label="Output format")
+        model = gr.Dropdown(list(handlers.upscaler.models), value=CLEAN, label="Model")
         enlarged = gr.File(label="Enlarged image")
         halves = gr.ImageSlider(
             label="Left half and SRGAN", type="filepath", image_mode=None, format="png"
@@ -813,9 +863,15 @@ def _wire_api(handlers: Handlers) -> None:
         trigger = gr.Button()
     network = {"concurrency_id": "network", "concurrency_limit": handlers.concurrency}
     trigger.click(
-        handlers.upscale, [image, detail, output_format], enlarged, api_name="upscale", **network
+        handlers.upscale,
+        [image, detail, output_format, model],
+        enlarged,
+        api_name="upscale",
+        **network,
     )
-    trigger.click(handlers.compare, [image, left, detail], halves, api_name="compare", **network)
+    trigger.click(
+        handlers.compare, [image, left, detail, model], halves, api_name="compare", **network
+    )
     trigger.click(
         handlers.info, None, information, api_name="info", concurrency_limit=None, queue=True
     )
@@ -871,8 +927,9 @@ def _describe(run: Run, info: dict) -> str:
     else:
         earlier = " on an earlier visit" if run.remembered else ""
         facts.append(f"{run.seconds:.1f} s on {_device(info)}{earlier}")
-        facts.append(f"detail {run.detail:.2f}")
-        facts.append(f"{info['model']}, {_source(info)}")
+        if run.model == CLEAN:
+            facts.append(f"detail {run.detail:.2f}")
+        facts.append(f"{RESULTS[run.model]}, {_source(info)}")
     text = f'<p class="facts">{" · ".join(html.escape(fact) for fact in facts)}</p>'
     text += "".join(f'<p class="facts">{html.escape(notice)}</p>' for notice in run.notices)
     if run.scores:
@@ -899,6 +956,12 @@ def _source(info: dict) -> str:
 def _about(upscaler: Upscaler) -> str:
     info = upscaler.info()
     megapixels = upscaler.max_pixels / 1e6
+    faults = "Blur, noise and JPEG artefacts are not removed; they are enlarged too."
+    if PHOTO in upscaler.models:
+        faults = (
+            f"The model <em>{MODELS[PHOTO]}</em> is for photographs with JPEG blocks, noise or "
+            "slight blur: it was trained to remove them."
+        )
     return f"""
 <h2>How it works</h2>
 <p>Bicubic enlargement computes each new pixel from its neighbours; it can't add what is not
@@ -917,8 +980,7 @@ each, two sub-pixel convolutions that double the size, a 9×9 convolution to RGB
 <ul>
 <li>Fine detail is invented, plausibly, not recovered: do not read faces, number plates or
 text from it, and do not use it as evidence.</li>
-<li>It was trained on photographs reduced with bicubic interpolation. Blur, noise and JPEG
-artefacts are not removed; they are enlarged too.</li>
+<li>It was trained on photographs reduced with bicubic interpolation. {faults}</li>
 <li>Photos up to {megapixels:.1f} million pixels are enlarged, and up to
 {megapixels * SCALE**2:.0f} million shrunk and restored. Uploads and results are deleted after
 {KEEP_FILES // 60} minutes, or earlier when room is short.</li>

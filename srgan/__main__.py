@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from srgan.errors import ImageError, SRGANError
 from srgan.image import INPUT_SUFFIXES, OUTPUT_FORMATS, notices, open_image, save_image
-from srgan.upscaler import Precision, Upscaler
+from srgan.upscaler import Model, Precision, Upscaler
 
 OUTPUT_SUFFIXES = sorted({*OUTPUT_FORMATS.values(), *(f".{name}" for name in OUTPUT_FORMATS)})
 
@@ -46,13 +46,20 @@ def _run(options: argparse.Namespace) -> int:
     upscaler = Upscaler(
         options.weights, options.device, tile=options.tile, precision=options.precision
     )
+    if options.model not in upscaler.models:
+        raise ValueError(
+            f"--model must be one that the weights have ({', '.join(upscaler.models)}), "
+            f"got {options.model}"
+        )
     for notice in upscaler.notices:
         _say(f"note: {notice}")
     _make_writable(jobs[0][1].parent)
-    return 1 if _enlarge_all(upscaler, jobs, options.detail) else 0
+    return 1 if _enlarge_all(upscaler, jobs, options.detail, options.model) else 0
 
 
-def _enlarge_all(upscaler: Upscaler, jobs: list[tuple[Path, Path]], detail: float | None) -> int:
+def _enlarge_all(
+    upscaler: Upscaler, jobs: list[tuple[Path, Path]], detail: float | None, model: Model
+) -> int:
     """Enlarges; while it does, the next image is read and the one before written.
 
     Returns:
@@ -85,7 +92,7 @@ def _enlarge_all(upscaler: Upscaler, jobs: list[tuple[Path, Path]], detail: floa
         for (source, target), following in zip_longest(jobs, jobs[1:]):
             current, reading = reading, read(following) if following else None
             with telling(source):
-                result = _enlarge(upscaler, source, current.result(), detail)
+                result = _enlarge(upscaler, source, current.result(), detail, model)
                 if written:  # one result waits at most
                     finish(*written)
                 written = source, writer.submit(save_image, result, target)
@@ -114,6 +121,13 @@ def _parser() -> argparse.ArgumentParser:
         "--detail",
         type=float,
         help="0 faithful … 1 textured (default: what the weights recommend)",
+    )
+    parser.add_argument(
+        "--model",
+        choices=get_args(Model),
+        default="clean",
+        help="clean for sharp originals; photo for JPEGs with blocks, noise or slight blur, where "
+        "--detail has no effect (default: clean)",
     )
     parser.add_argument(
         "--tile",
@@ -187,14 +201,17 @@ def _make_writable(folder: Path) -> None:
 
 
 def _enlarge(
-    upscaler: Upscaler, source: Path, image: Image.Image, detail: float | None
+    upscaler: Upscaler, source: Path, image: Image.Image, detail: float | None, model: Model
 ) -> Image.Image:
     for notice in notices(image):
         _say(f"note: {source}: {notice}")
     # delay: only on work of more than a second
     with tqdm(total=100, unit="%", desc=source.name, leave=False, delay=1, disable=None) as bar:
         return upscaler.upscale(
-            image, detail, progress=lambda fraction: bar.update(int(100 * fraction) - bar.n)
+            image,
+            detail,
+            progress=lambda fraction: bar.update(int(100 * fraction) - bar.n),
+            model=model,
         )
 
 

@@ -25,7 +25,12 @@ class NotOnHubError(WeightsError):
 
 
 def fetch_files(
-    repository: str, revision: str | None, names: Sequence[str], *, hurry: bool
+    repository: str,
+    revision: str | None,
+    first: str,
+    rest: Callable[[Path], Sequence[str]],
+    *,
+    hurry: bool,
 ) -> tuple[Path, tuple[str, ...]]:
     """Fetches files into the Hub client's cache, or finds them there.
 
@@ -35,7 +40,8 @@ def fetch_files(
     Args:
         repository: `user/repo`.
         revision: branch, tag or commit; None for the main branch.
-        names: the files, the smallest first.
+        first: a small file, which tells what the others are.
+        rest: the names of the others, given the path of the first.
         hurry: leave a slow Hub after `HUB_PATIENCE`. What is on the way still gets into the cache,
             for the next start.
 
@@ -56,15 +62,18 @@ def fetch_files(
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     def cached() -> Path | None:
-        paths = [try_to_load_from_cache(repository, name, revision=revision) for name in names]
-        return Path(paths[0]).parent if all(isinstance(path, str) for path in paths) else None
+        path = try_to_load_from_cache(repository, first, revision=revision)
+        if not isinstance(path, str):
+            return None
+        folder = Path(path).parent
+        return folder if all((folder / name).is_file() for name in rest(Path(path))) else None
 
     def download() -> Path:
         # By branch first, for then the cache notes which commit that is; the rest by this commit.
-        folder = Path(hf_hub_download(repository, names[0], revision=revision)).parent
-        for name in names[1:]:
-            hf_hub_download(repository, name, revision=folder.name)
-        return folder
+        path = Path(hf_hub_download(repository, first, revision=revision))
+        for name in rest(path):
+            hf_hub_download(repository, name, revision=path.parent.name)
+        return path.parent
 
     start = time.monotonic()
     try:
@@ -73,7 +82,7 @@ def fetch_files(
             return folder, ()
         # Asked beforehand, because a download tries for 24 seconds where the Hub refuses, and for
         # minutes where it is silent.
-        url = hf_hub_url(repository, names[0], revision=revision)
+        url = hf_hub_url(repository, first, revision=revision)
         within(HUB_PATIENCE, lambda: get_hf_file_metadata(url))
         left = HUB_PATIENCE - (time.monotonic() - start) if hurry else DOWNLOAD_PATIENCE
         return within(left, download), ()

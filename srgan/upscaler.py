@@ -33,6 +33,8 @@ from srgan.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
+#: clean is for sharp originals, photo for JPEGs with blocks, noise or slight blur.
+Model = Literal["clean", "photo"]
 Precision = Literal["auto", "float32", "float16", "int8"]
 PRECISION_VARIABLE = "SRGAN_PRECISION"
 #: Photographs by which the ranges of int8 are measured, and the side that is cut out of them.
@@ -43,7 +45,7 @@ CALIBRATION_SIDE = 64
 LEAST_LIKENESS = 50.0
 #: No tile is made smaller than this for want of memory.
 LEAST_TILE = 32
-#: Networks of different detail that are kept ready, 6 MB each.
+#: Networks of different model or detail that are kept ready, 6 MB each.
 CACHED_NETWORKS = 4
 
 
@@ -65,8 +67,9 @@ class Upscaler:
     Attributes:
         default_detail: the detail that the weights recommend.
         device: torch.device in use.
-        precision: in use, never auto.
+        precision: of clean, never auto; where it is int8, photo may still be in float32.
         max_pixels: see above.
+        models: those that the weights have, ("clean",) or ("clean", "photo").
         weights: the `srgan.weights.Weights` in use.
         notices: what a user should know of these weights, in whole sentences.
 
@@ -101,19 +104,25 @@ class Upscaler:
         self.weights = load_weights(weights, fallback=fallback)
         self.default_detail = self.weights.detail
         self.notices = list(self.weights.notices)
-        self._faithful, self._textured = fold(self.weights.srresnet), fold(self.weights.srgan)
-        self._networks: OrderedDict[float, InferenceGenerator] = OrderedDict()
-        self._lock = threading.Lock()  # of _networks
-        self._ranges: Ranges = {}
+        # The networks at the ends of detail.
+        self._ends = {"clean": [fold(self.weights.srresnet)]}
+        if self.weights.adversarial:
+            self._ends["clean"].append(fold(self.weights.srgan))
+        if self.weights.photo is not None:
+            self._ends["photo"] = [fold(self.weights.photo)]
+        self.models: tuple[Model, ...] = tuple(self._ends)
+        self._networks: OrderedDict[tuple[Model, float], InferenceGenerator] = OrderedDict()
+        self._least_likeness = LEAST_LIKENESS if precision == "auto" else -math.inf
+        self._ranges: dict[Model, Ranges | None] = {}
+        self._lock = threading.Lock()  # of _networks and _ranges
         if self.precision == "int8":
-            likeness = self._calibrate()
-            if precision == "auto" and likeness < LEAST_LIKENESS:
-                logger.info("int8 is %.1f dB from float32, so float32 is used", likeness)
+            self._ranges["clean"] = self._calibrate("clean")
+            if self._ranges["clean"] is None:
                 self.precision = "float32"
-            elif not self._ranges:
-                raise ValueError(f"precision int8 needs the photographs of {CALIBRATION_FOLDER}")
         # Now rather than at the first image: ZeroGPU moves to its GPU what is there at the start.
-        self._network(self.default_detail)
+        # On a CPU photo waits for its first image, because to calibrate it takes seconds.
+        for model in self.models[:1] if self.device.type == "cpu" else self.models:
+            self._network(model, self.default_detail)
         logger.info("weights %s on %s, %s", self.weights.source, self.device, self.precision)
 
     def upscale(
@@ -121,6 +130,8 @@ class Upscaler:
         image: Image.Image,
         detail: float | None = None,
         progress: Callable[[float], None] | None = None,
+        *,
+        model: Model = "clean",
     ) -> Image.Image:
         """Enlarges an image to exactly 4× each side.
 
@@ -133,14 +144,17 @@ class Upscaler:
                 `default_detail`.
             progress: called often, on this thread, with the share of the work that is done, in
                 (0, 1]. What it raises, `srgan.Cancelled` say, ends the work and is passed on.
+            model: one of `models`. photo, for JPEGs with blocks, noise or slight blur, has one look
+                only: `detail` has no effect.
 
         Raises:
             ImageError: the image is empty, too large, or needs more memory than there is.
-            ValueError: detail is outside [0, 1].
+            ValueError: detail is outside [0, 1], or the weights don't have the model.
         """
         check_size(image, self.max_pixels)
         try:
-            return map_pixels(image, partial(self.enlarge, detail=detail, progress=progress))
+            enlarge = partial(self.enlarge, detail=detail, progress=progress, model=model)
+            return map_pixels(image, enlarge)
         except (MemoryError, RuntimeError) as exc:
             if not _means_out_of_memory(exc):
                 raise
@@ -154,24 +168,30 @@ class Upscaler:
         lr: Tensor,
         detail: float | None = None,
         progress: Callable[[float], None] | None = None,
+        *,
+        model: Model = "clean",
     ) -> Tensor:
         """What `upscale` does to the pixels, in smaller tiles where memory doesn't suffice.
 
         Args:
             lr: (1, 3, h, w), RGB float32 in [0, 1].
-            detail, progress: as for `upscale`; after a lack of memory progress begins anew.
+            detail, progress, model: as for `upscale`; after a lack of memory progress begins anew.
 
         Returns:
             (1, 3, 4h, 4w) on `device`, not clamped.
 
         Raises:
-            ValueError: detail is outside [0, 1].
+            ValueError: detail is outside [0, 1], or the weights don't have the model.
             MemoryError, RuntimeError: there is not enough memory for the smallest tiles.
         """
         detail = self.default_detail if detail is None else float(detail)
         if not 0 <= detail <= 1:
             raise ValueError(f"detail must be in [0, 1], got {detail}")
-        network, lr = self._network(detail), lr.to(self.device)
+        if model not in self.models:
+            raise ValueError(
+                f"model must be one that the weights have ({', '.join(self.models)}), got {model!r}"
+            )
+        network, lr = self._network(model, detail), lr.to(self.device)
         body_tile, tail_tile = self._body_tile, self._tail_tile
         while True:
             try:
@@ -186,43 +206,57 @@ class Upscaler:
             tail_tile = min(tail_tile, body_tile)
             logger.warning("not enough memory: again with tiles of %d pixels", body_tile)
 
-    def _calibrate(self) -> float:
-        """Measures the ranges for int8 at both ends of detail.
+    def _calibrate(self, model: Model) -> Ranges | None:
+        """Measures the ranges for int8 at all ends of detail.
 
         Returns:
-            How close int8 then is to float32, in dB of PSNR; −∞ without photographs.
+            The ranges, or None where float32 is to be used.
+
+        Raises:
+            ValueError: int8 was asked for, and there are no photographs to measure with.
         """
         images = _calibration_images()
-        if not images:
-            return -math.inf
-        ends = [self._faithful, self._textured] if self.weights.adversarial else [self._faithful]
-        self._ranges, likeness = calibrate(ends, images)
-        return likeness
+        if not images and self._least_likeness == -math.inf:
+            raise ValueError(f"precision int8 needs the photographs of {CALIBRATION_FOLDER}")
+        ranges, likeness = calibrate(self._ends[model], images) if images else (None, -math.inf)
+        if likeness < self._least_likeness:
+            logger.info("%s: int8 is %.1f dB from float32, which is used", model, likeness)
+            return None
+        return ranges
 
-    def _network(self, detail: float) -> InferenceGenerator:
+    def _network(self, model: Model, detail: float) -> InferenceGenerator:
+        faithful, textured = self._ends[model][0], self._ends[model][-1]
+        if textured is faithful:
+            detail = 0.0  # one network for all
         with self._lock:
-            if detail not in self._networks:
+            if (model, detail) not in self._networks:
                 state = {
-                    name: torch.lerp(value, self._textured[name], detail)
-                    for name, value in self._faithful.items()
+                    name: torch.lerp(value, textured[name], detail)
+                    for name, value in faithful.items()
                 }
-                self._networks[detail] = self._make(state)
+                self._networks[model, detail] = self._make(model, state)
                 if len(self._networks) > CACHED_NETWORKS:
                     self._networks.popitem(last=False)
-            self._networks.move_to_end(detail)
-            return self._networks[detail]
+            self._networks.move_to_end((model, detail))
+            return self._networks[model, detail]
 
-    def _make(self, state: dict[str, Tensor]) -> InferenceGenerator:
+    def _make(self, model: Model, state: dict[str, Tensor]) -> InferenceGenerator:
         if self.precision == "int8":
-            return Int8Generator(state, self._ranges)
+            if model not in self._ranges:
+                self._ranges[model] = self._calibrate(model)
+            ranges = self._ranges[model]
+            if ranges is not None:
+                return Int8Generator(state, ranges)
         if self.device.type == "cpu" and winograd.available():
             return winograd.WinogradGenerator(state)
-        return InferenceGenerator(state).to(self.device, getattr(torch, self.precision))
+        dtype = torch.float16 if self.precision == "float16" else torch.float32
+        return InferenceGenerator(state).to(self.device, dtype)
 
     def info(self) -> dict:
         """What is running: JSON-able, for `/info` and for bug reports."""
         return {
             "model": f"srgan-x{SCALE}",
+            "models": list(self.models),
             "source": self.weights.source,
             "revision": self.weights.revision,
             "adversarial": self.weights.adversarial,

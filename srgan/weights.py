@@ -1,8 +1,9 @@
 """Weights on disk and on the Hub <-> `Generator`.
 
 A weights folder, the bundled one and a Hub repository hold the same files: `config.json` with the
-size of the network and the sha256 of the rest, `srresnet-x4.safetensors` and
-`srgan-x4.safetensors`. Where weights come from is told everywhere by one spec:
+size of the networks and the sha256 of the rest, `srresnet-x4.safetensors`, `srgan-x4.safetensors`
+and, if `config.json` lists it, `srgan-photo-x4.safetensors`. Where weights come from is told
+everywhere by one spec:
 
     bundled             the folder `weights/` beside this package
     a path              a weights folder, or one .safetensors file
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 SRRESNET_FILE = "srresnet-x4.safetensors"
 SRGAN_FILE = "srgan-x4.safetensors"
+#: Not every folder has it.
+PHOTO_FILE = "srgan-photo-x4.safetensors"
 BUNDLED = "bundled"
 BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "weights"
 WEIGHTS_VARIABLE = "SRGAN_WEIGHTS"
@@ -53,11 +56,13 @@ class _DamagedError(WeightsError):
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Two generators of one size, and where they came from.
+    """Two or three generators of one size, and where they came from.
 
     Attributes:
         srresnet: trained on pixel error; `detail` 0.
         srgan: trained against a discriminator; `detail` 1.
+        photo: the same trained on photographs degraded by blur, noise and JPEG; None where there is
+            none.
         source: `bundled`, a path or a Hub repository.
         revision: commit on the Hub, else None.
         adversarial: whether `srgan` has been through the adversarial stage.
@@ -69,6 +74,7 @@ class Weights:
 
     srresnet: Generator
     srgan: Generator
+    photo: Generator | None = None
     source: str
     revision: str | None = None
     adversarial: bool = True
@@ -138,7 +144,7 @@ def _load_folder(folder: Path) -> Weights:
         if scale != SCALE:
             raise ValueError(f"scale must be {SCALE}, got {scale!r}")
         size = _generator_config(architecture)
-        checksums = {name: config["files"][name]["sha256"] for name in (SRRESNET_FILE, SRGAN_FILE)}
+        checksums = {name: config["files"][name]["sha256"] for name in _listed_files(config)}
         for name, checksum in checksums.items():
             if not isinstance(checksum, str):
                 raise ValueError(f"sha256 of {name} must be hexadecimal, got {checksum!r}")
@@ -153,13 +159,14 @@ def _load_folder(folder: Path) -> Weights:
         raise WeightsError(f"{path} is not a weights config: {exc} is missing.") from exc
     except (TypeError, ValueError) as exc:
         raise WeightsError(f"{path} is not a weights config: {exc}.") from exc
-    srresnet, srgan = (
-        load_generator(folder / name, config=size, sha256=checksum)
+    generators = {
+        name: load_generator(folder / name, config=size, sha256=checksum)
         for name, checksum in checksums.items()
-    )
+    }
     return Weights(
-        srresnet=srresnet,
-        srgan=srgan,
+        srresnet=generators[SRRESNET_FILE],
+        srgan=generators[SRGAN_FILE],
+        photo=generators.get(PHOTO_FILE),
         source=str(folder),
         adversarial=adversarial,
         detail=detail,
@@ -181,6 +188,11 @@ def _read_config(path: Path) -> dict:
     return config
 
 
+def _listed_files(config: dict) -> tuple[str, ...]:
+    """The files with the generators; raises KeyError or TypeError."""
+    return SRRESNET_FILE, SRGAN_FILE, *([PHOTO_FILE] if PHOTO_FILE in config["files"] else [])
+
+
 def _generator_config(entries: dict) -> GeneratorConfig:
     """From JSON; raises ValueError."""
     names = [field.name for field in fields(GeneratorConfig)]
@@ -193,17 +205,24 @@ def _generator_config(entries: dict) -> GeneratorConfig:
 
 
 def _load_hub(repository: str, revision: str | None, *, hurry: bool) -> Weights:
-    names = (CONFIG_FILE, SRRESNET_FILE, SRGAN_FILE)
-    folder, notices = fetch_files(repository, revision, names, hurry=hurry)
+    folder, notices = fetch_files(repository, revision, CONFIG_FILE, _files_beside, hurry=hurry)
     try:
         weights = _load_folder(folder)
     except WeightsError as exc:
         if isinstance(exc, _DamagedError):
-            forget_files(folder, names)
+            forget_files(folder, (CONFIG_FILE, SRRESNET_FILE, SRGAN_FILE, PHOTO_FILE))
         # Notices are public, and where the cache lies is nobody's business.
         raise type(exc)(str(exc).replace(str(folder), repository)) from exc
     notices += weights.notices
     return replace(weights, source=repository, revision=folder.name, notices=notices)
+
+
+def _files_beside(path: Path) -> tuple[str, ...]:
+    """What a config lists; nothing for one that is none, which loading it then tells."""
+    try:
+        return _listed_files(_read_config(path))
+    except (WeightsError, KeyError, TypeError):
+        return ()
 
 
 def _load_file(path: Path) -> Weights:
@@ -352,6 +371,7 @@ def save_weights(
     srresnet: Generator,
     srgan: Generator,
     *,
+    photo: Generator | None = None,
     adversarial: bool,
     detail: float = 1.0,
     evaluation: dict | None = None,
@@ -360,14 +380,15 @@ def save_weights(
     """Writes a weights folder; the arguments are the attributes of `Weights`.
 
     Args:
-        metadata: further entries of both files' headers.
+        metadata: further entries of the files' headers.
 
     Raises:
-        ValueError: the two generators differ in size, or detail is outside [0, 1].
+        ValueError: the generators differ in size, or detail is outside [0, 1].
         WeightsError: a file can't be written.
     """
-    if srresnet.config != srgan.config:
-        raise ValueError(f"generators differ in size: {srresnet.config} and {srgan.config}")
+    for other in (srgan, photo):
+        if other is not None and other.config != srresnet.config:
+            raise ValueError(f"generators differ in size: {srresnet.config} and {other.config}")
     if not 0 <= detail <= 1:
         raise ValueError(f"detail must be in [0, 1], got {detail}")
     folder = Path(folder)
@@ -375,16 +396,19 @@ def save_weights(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise WeightsError(f"{folder} can't be made: {exc.strerror}.") from exc
-    for generator, name, stage in (
-        (srresnet, SRRESNET_FILE, SRRESNET_STAGE),
-        (srgan, SRGAN_FILE, SRGAN_STAGE if adversarial else SRRESNET_STAGE),
-    ):
+    files = {
+        SRRESNET_FILE: (srresnet, SRRESNET_STAGE),
+        SRGAN_FILE: (srgan, SRGAN_STAGE if adversarial else SRRESNET_STAGE),
+    }
+    if photo is not None:
+        files[PHOTO_FILE] = (photo, SRGAN_STAGE)
+    for name, (generator, stage) in files.items():
         save_generator(generator, folder / name, {**(metadata or {}), "stage": stage})
     config = {
         "architecture": {**asdict(srgan.config), "scale": SCALE},
         "adversarial": adversarial,
         "detail": detail,
-        "files": {name: {"sha256": _sha256(folder / name)} for name in (SRRESNET_FILE, SRGAN_FILE)},
+        "files": {name: {"sha256": _sha256(folder / name)} for name in files},
         "evaluation": evaluation or {},
     }
     _write(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())

@@ -64,6 +64,15 @@ def tiny_weights(make_generator, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_photo_weights(make_generator, tmp_path_factory) -> Path:
+    """The same with a third network, photo."""
+    folder = tmp_path_factory.mktemp("photo-weights")
+    networks = make_generator(1), make_generator(2)
+    save_weights(folder, *networks, photo=make_generator(5), adversarial=True, detail=0.75)
+    return folder
+
+
 @pytest.fixture
 def local_hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
     """A Hub of the test's own, an empty cache, and no token unless the test sets HF_TOKEN."""

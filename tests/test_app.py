@@ -26,7 +26,7 @@ from starlette.middleware import Middleware
 
 import app
 import server
-from srgan import ImageError, SRGANError, Upscaler, WeightsError, open_image
+from srgan import ImageError, SRGANError, Upscaler, WeightsError, open_image, save_weights
 from srgan.image import (
     default_max_bytes,
     enlarge_bicubic,
@@ -62,7 +62,7 @@ class CountingUpscaler(Upscaler):
         self.slow = slow
         self.started, self.go_on, self.broken_off = (threading.Event() for _ in range(3))
 
-    def upscale(self, image, detail=None, progress=None):
+    def upscale(self, image, detail=None, progress=None, **options):
         self.runs += 1
         self.widths.append(image.width)
         if self.slow and self.runs == 1:
@@ -73,7 +73,7 @@ class CountingUpscaler(Upscaler):
             except BaseException:
                 self.broken_off.set()
                 raise
-        return super().upscale(image, detail, progress)
+        return super().upscale(image, detail, progress, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +120,12 @@ def wait_until(condition) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture
+def photo_handlers(tiny_photo_weights) -> app.Handlers:
+    """Of weights that have photo."""
+    return app.Handlers(CountingUpscaler(tiny_photo_weights))
+
+
 def visitor(name: str = "a visitor") -> SimpleNamespace:
     return SimpleNamespace(session_hash=name)
 
@@ -132,8 +138,10 @@ def halves(slider: gr.ImageSlider) -> list[str]:
     return [half["path"] for half in slider.value]
 
 
-def enlarge(handlers: app.Handlers, run: app.Run, detail: float = 0.75) -> app.Run:
-    return asyncio.run(handlers.enlarge(run, detail, visitor()))
+def enlarge(
+    handlers: app.Handlers, run: app.Run, detail: float = 0.75, model: str = app.CLEAN
+) -> app.Run:
+    return asyncio.run(handlers.enlarge(run, detail, model, visitor()))
 
 
 # ---- API functions
@@ -157,6 +165,28 @@ def test_upscale_refuses_unknown_formats_before_it_works(handlers, upscaler, tmp
     with pytest.raises(gr.Error, match="png, jpeg, webp"):
         asyncio.run(handlers.upscale(photo(tmp_path / "cat.png"), 0.5, "xcf"))
     assert upscaler.runs == 0
+
+
+def test_api_has_the_models_of_the_weights(photo_handlers, tmp_path):
+    upscaler, path = photo_handlers.upscaler, photo(tmp_path / "cat.png")
+    expected = upscaler.upscale(open_image(path), model="photo")
+    assert not same_pixels(expected, upscaler.upscale(open_image(path)))
+    result = asyncio.run(photo_handlers.upscale(path, 0.25, "webp", "photo"))
+    assert Path(result).name == "cat-srgan-photo-x4.webp"
+    result = asyncio.run(photo_handlers.compare(path, model="photo"))[1]
+    assert Path(result).name == "cat-srgan-photo-x4.png"
+    assert same_pixels(result, expected)
+    assert photo_handlers.info()["models"] == ["clean", "photo"]
+
+
+@pytest.mark.parametrize("model", ["photo", "<b>", None])
+def test_models_that_are_not_there_are_refused_before_any_work(handlers, tmp_path, model):
+    path = photo(tmp_path / "cat.png")
+    for function in (handlers.upscale, handlers.compare):
+        with pytest.raises(gr.Error, match=r"There is no model '.*' here, only clean\.") as caught:
+            asyncio.run(function(path, model=model))
+        assert "<" not in caught.value.message
+    assert handlers.upscaler.runs == 0
 
 
 def test_upscale_says_what_is_wrong_with_a_file(handlers, tmp_path):
@@ -218,6 +248,26 @@ def test_the_network_adds_the_right_half(handlers, upscaler, tmp_path):
     assert same_pixels(left, run.bicubic)
     assert same_pixels(right, upscaler.upscale(open_image(run.photo), 0.25))
     assert "on CPU" in status and "detail 0.25" in status and "srgan-x4" in status
+
+
+def test_the_model_photo_is_told_and_named(photo_handlers, tmp_path):
+    run = begin(photo_handlers, photo(tmp_path / "cat.png"))
+    run = enlarge(photo_handlers, run, model=app.PHOTO)
+    _, _, status, _ = photo_handlers.present(run, app.BICUBIC)
+    assert "srgan-photo-x4" in status and "detail" not in status
+    assert (
+        Path(photo_handlers.download(run, "webp").value["path"]).name == "cat-srgan-photo-x4.webp"
+    )
+    expected = photo_handlers.upscaler.upscale(open_image(run.photo), model="photo")
+    assert same_pixels(run.srgan, expected)
+
+
+def test_detail_can_be_chosen_where_it_makes_a_difference(photo_handlers, make_generator, tmp_path):
+    assert photo_handlers.detail_slider(app.CLEAN).interactive
+    assert not photo_handlers.detail_slider(app.PHOTO).interactive
+    save_weights(tmp_path, make_generator(), make_generator(), adversarial=False)
+    slider = app.Handlers(Upscaler(tmp_path)).detail_slider(app.CLEAN)
+    assert not slider.interactive and "one look only" in slider.info
 
 
 def test_left_half_and_format_do_not_run_the_network(handlers, upscaler, tmp_path):
@@ -382,6 +432,18 @@ def test_an_example_is_enlarged_once(handlers, upscaler):
     assert upscaler.runs == 2
 
 
+def test_an_example_is_enlarged_once_by_each_model(photo_handlers):
+    example = str(app.EXAMPLES["Rocket"])
+    results = {}
+    for model in (app.CLEAN, app.PHOTO):
+        results[model] = enlarge(photo_handlers, begin(photo_handlers, example), model=model)
+        assert not results[model].remembered
+    assert not same_pixels(*(run.srgan for run in results.values()))
+    again = enlarge(photo_handlers, begin(photo_handlers, example), 0.1, app.PHOTO)
+    assert again.remembered and same_pixels(again.srgan, results[app.PHOTO].srgan)
+    assert photo_handlers.upscaler.runs == 2
+
+
 def test_a_photo_is_not_remembered(handlers, upscaler, tmp_path):
     path = photo(tmp_path / "cat.png")
     for _ in range(2):
@@ -438,8 +500,8 @@ def test_api_is_three_functions_with_defaults(upscaler):
         for name, endpoint in endpoints.items()
     }
     assert defaults == {
-        "/upscale": {"image": None, "detail": 0.75, "output_format": "png"},
-        "/compare": {"image": None, "left": "bicubic", "detail": 0.75},
+        "/upscale": {"image": None, "detail": 0.75, "output_format": "png", "model": "clean"},
+        "/compare": {"image": None, "left": "bicubic", "detail": 0.75, "model": "clean"},
         "/info": {},
     }
 
@@ -465,6 +527,12 @@ def test_about_shows_the_measured_table(upscaler):
     }
     table = app._evaluation_table({"Set5": scores})
     assert "28.43 dB / 0.8109" in table and "SRResNet" not in table
+
+
+def test_about_says_what_becomes_of_blur_and_noise(upscaler, photo_handlers):
+    assert "are enlarged too" in app._about(upscaler)
+    about = app._about(photo_handlers.upscaler)
+    assert "are enlarged too" not in about and "trained to remove them" in about
 
 
 def test_examples_are_small_licensed_pictures():
@@ -520,13 +588,22 @@ def test_zero_gpu_gives_the_same_pixels(lent_gpu, upscaler, tmp_path):
     assert lent_gpu.seconds == [11]
 
 
+def test_zero_gpu_has_the_models_too(lent_gpu, tiny_photo_weights, tmp_path):
+    upscaler = Upscaler(tiny_photo_weights)
+    handlers = app.Handlers(upscaler)
+    path = photo(tmp_path / "cat.png")
+    result = asyncio.run(handlers.upscale(path, model="photo"))
+    assert same_pixels(result, upscaler.upscale(open_image(path), model="photo"))
+
+
 def test_zero_gpu_is_asked_for_longer_the_more_pixels_there_are(lent_gpu):
     small, large = Image.new("1", (1000, 1000)), Image.new("1", (2000, 1000))
-    assert app._seconds_on_zero_gpu(large, 1.0) - app._seconds_on_zero_gpu(small, 1.0) == 10
+    seconds = [app._seconds_on_zero_gpu(image, 1.0, app.CLEAN) for image in (small, large)]
+    assert seconds[1] - seconds[0] == 10
 
 
 def test_zero_gpu_passes_on_what_is_wrong(lent_gpu, upscaler, tmp_path, monkeypatch):
-    def upscale(image, detail=None, progress=None):
+    def upscale(image, detail=None, progress=None, **options):
         raise ImageError("Not enough memory on cuda.")
 
     monkeypatch.setattr(upscaler, "upscale", upscale)
@@ -547,6 +624,12 @@ def test_warm_up_runs_the_network_but_not_on_seconds_that_are_counted(lent_gpu, 
         handlers.finish(1)
         handlers.warm_up()  # too late, and nobody waits
         assert upscaler.runs == 1
+
+
+def test_warm_up_runs_every_model(photo_handlers):
+    photo_handlers.warm_up()
+    assert photo_handlers.upscaler.runs == 2
+    assert {model for model, _ in photo_handlers.upscaler._networks} == {"clean", "photo"}
 
 
 @pytest.mark.parametrize(
@@ -778,6 +861,12 @@ def client(served):
     return connect(served.url)
 
 
+@pytest.fixture(scope="module")
+def served_with_photo(tiny_photo_weights, tmp_path_factory):
+    with running_app(tmp_path_factory.mktemp("photo-app"), tiny_photo_weights) as running:
+        yield running
+
+
 def rest(served, name: str, data: list) -> tuple[str, object]:
     """Calls as curl does; returns the last event and its data."""
     api = f"{served.url}/gradio_api"
@@ -798,6 +887,24 @@ def test_client_gets_both_halves(client, tmp_path):
     first, second = client.predict(handle_file(path), left="pixels", api_name="/compare")
     assert same_pixels(first, enlarge_nearest(open_image(path)))
     assert open_image(second).size == (96, 72)
+
+
+def test_client_chooses_the_model(served_with_photo, tiny_photo_weights, tmp_path):
+    client = Client(served_with_photo.url, verbose=False)
+    path = photo(tmp_path / "cat.png")
+    result = client.predict(handle_file(path), model="photo", api_name="/upscale")
+    assert Path(result).name == "cat-srgan-photo-x4.png"
+    expected = Upscaler(tiny_photo_weights).upscale(open_image(path), model="photo")
+    assert same_pixels(result, expected)
+    assert client.predict(api_name="/info")["models"] == ["clean", "photo"]
+
+
+def test_client_is_told_which_models_there_are(served, client, tmp_path):
+    image = handle_file(photo(tmp_path / "cat.png"))
+    with pytest.raises(AppError, match="clean"):
+        client.predict(image, model="photo", api_name="/upscale")
+    event, error = rest(served, "compare", [None, "bicubic", 0.5, None])
+    assert event == "error" and "only clean" in error["error"]
 
 
 @pytest.mark.parametrize("suffix", ["heic", "tiff", "avif"])
@@ -891,11 +998,11 @@ import threading, time, app
 from srgan import Upscaler
 
 class Slow(Upscaler):
-    def upscale(self, image, detail=None, progress=None):
+    def upscale(self, image, detail=None, progress=None, **options):
         if image.width == 24:  # the visitor's, not the warm-up
             print("running", flush=True)
             time.sleep(2)
-        return super().upscale(image, detail, progress)
+        return super().upscale(image, detail, progress, **options)
 
 app.launch(app.create_demo(Slow()))
 """

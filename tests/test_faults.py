@@ -25,14 +25,14 @@ import time, app
 from srgan import Upscaler
 
 class Faulty(Upscaler):
-    def upscale(self, image, detail=None, progress=None):
+    def upscale(self, image, detail=None, progress=None, **options):
         print("enlarging", image.width, flush=True)
         if image.width == 40:
             raise KeyError("/a/path/of/the/server")
         for _ in range(300 if image.width == 41 else 0):
             progress(0.5)
             time.sleep(0.1)
-        return super().upscale(image, detail, progress)
+        return super().upscale(image, detail, progress, **options)
 
 app.GRACE = 1
 app.launch(app.create_demo(Faulty()))

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from srgan import WeightsError, hub, load_weights, save_weights
 from srgan import weights as module
 from srgan.hub import within
-from srgan.weights import CONFIG_FILE, SRGAN_FILE, SRRESNET_FILE
+from srgan.weights import CONFIG_FILE, PHOTO_FILE, SRGAN_FILE, SRRESNET_FILE
 from tests.benchmarks.hub_faults import BUNDLED, CASES, WORKING, Start, start_app
 
 
@@ -63,6 +63,47 @@ def test_weights_arrive_byte_for_byte(published, tiny_weights, tmp_path, revisio
     for name in (CONFIG_FILE, SRRESNET_FILE, SRGAN_FILE):
         (file,) = (tmp_path / "cache").rglob(f"snapshots/{commit}/{name}")
         assert file.read_bytes() == (tiny_weights / name).read_bytes()
+
+
+def test_photo_weights_arrive_if_the_config_lists_them(
+    published, tiny_photo_weights, make_generator
+):
+    assert load_weights("user/repo").photo is None
+    assert not any(PHOTO_FILE in request for request in published.requests)
+    put(published, tiny_photo_weights)
+    weights = load_weights("user/repo")
+    assert weights.photo.head.bias[0] == make_generator(5).head.bias[0]
+    published.requests.clear()
+    assert load_weights(f"user/repo@{weights.revision}").photo is not None
+    assert published.requests == []
+
+
+def test_a_commit_in_the_cache_without_its_photo_weights_is_completed(
+    published, tiny_photo_weights, tmp_path
+):
+    spec = f"user/repo@{put(published, tiny_photo_weights)}"
+    load_weights(spec)
+    (file,) = (tmp_path / "cache").rglob(PHOTO_FILE)
+    file.unlink()
+    published.requests.clear()
+    assert load_weights(spec).photo is not None
+    assert any(PHOTO_FILE in request for request in published.requests)
+
+
+def test_damaged_photo_weights_are_forgotten(published, tiny_photo_weights, tmp_path):
+    spec = f"user/repo@{put(published, tiny_photo_weights)}"
+    load_weights(spec)
+    (link,) = (tmp_path / "cache").rglob(PHOTO_FILE)
+    link.resolve().write_bytes(b"")
+    with pytest.raises(WeightsError, match=f"^user/repo/{PHOTO_FILE} is damaged"):
+        load_weights(spec)
+    assert load_weights(spec).photo is not None
+
+
+def test_a_config_on_the_hub_that_is_none_is_named(published):
+    published.commit("user/repo", {CONFIG_FILE: b"[]"})
+    with pytest.raises(WeightsError, match=f"^user/repo/{CONFIG_FILE} is not a weights config"):
+        load_weights("user/repo")
 
 
 def test_branches_and_commits_are_told_apart(published, other_weights):

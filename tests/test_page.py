@@ -1,6 +1,7 @@
 """The page in a real browser."""
 
 import base64
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -25,12 +26,12 @@ import time, app, server
 from srgan import Upscaler
 
 class SometimesSlow(Upscaler):
-    def upscale(self, image, detail=None, progress=None):
+    def upscale(self, image, detail=None, progress=None, **options):
         steps = {40: 300, 41: 3000}.get(image.width, 0)
         for i in range(steps):
             progress(i / steps)
             time.sleep(0.1)
-        return super().upscale(image, detail, progress)
+        return super().upscale(image, detail, progress, **options)
 
 server.QUEUE_SIZE = 2
 app.launch(app.create_demo(SometimesSlow()))
@@ -56,6 +57,13 @@ def url(tiny_weights, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def url_with_photo(tiny_photo_weights, tmp_path_factory):
+    """Of an app whose weights have the model photo."""
+    with running_app(tmp_path_factory.mktemp("photo-page"), tiny_photo_weights) as app:
+        yield app.url
+
+
+@pytest.fixture(scope="module")
 def browser():
     """A browser window whose pages share their cache."""
     if not CHROMIUM.exists():
@@ -68,6 +76,18 @@ def browser():
 
 @pytest.fixture
 def page(browser, url):
+    with visit(browser, url) as page:
+        yield page
+
+
+@pytest.fixture
+def page_with_photo(browser, url_with_photo):
+    with visit(browser, url_with_photo) as page:
+        yield page
+
+
+@contextmanager
+def visit(browser, url):
     """The page, which must ask nobody but its server and raise no error in the browser."""
     page = browser.new_page()
     page.set_default_timeout(PATIENCE)
@@ -115,8 +135,8 @@ def hand_over(page, event: str, name: str, path: Path, mime_type: str) -> None:
     page.evaluate(HAND_OVER, [event, name, content, mime_type])
 
 
-def wait_for_srgan(page, name: str = "cat") -> None:
-    page.wait_for_selector(f'#slider.right-srgan img[src$="/{name}-srgan-x4.png"]')
+def wait_for_srgan(page, name: str = "cat", result: str = "srgan-x4") -> None:
+    page.wait_for_selector(f'#slider.right-srgan img[src$="/{name}-{result}.png"]')
 
 
 def halves(page) -> list[bytes]:
@@ -257,6 +277,43 @@ def test_shrink_and_restore_measures_both(page, tmp_path):
     page.click('#left label:has-text("The original")')
     page.wait_for_selector("#slider.left-original")
     assert open_image(halves(page)[0]).tobytes() == open_image(tmp_path / "cat.png").tobytes()
+
+
+def test_a_change_of_model_runs_the_network_again(page_with_photo, cat):
+    page = page_with_photo
+    choose(page, cat)
+    wait_for_srgan(page)
+    clean = halves(page)
+    page.click('#model label:has-text("Photo")')
+    wait_for_srgan(page, result="srgan-photo-x4")
+    photo = halves(page)
+    assert clean[0] == photo[0] and clean[1] != photo[1]
+    page.wait_for_selector('#status :text("srgan-photo-x4")')
+    page.wait_for_selector("#detail input[type=range]:disabled")
+    assert "has one look only" in page.inner_text("#detail")
+    with page.expect_download() as download:
+        page.click("#download:enabled")
+    assert download.value.suggested_filename == "cat-srgan-photo-x4.png"
+    page.click('#model label:has-text("Clean")')
+    wait_for_srgan(page)
+    page.wait_for_selector("#detail input[type=range]:enabled")
+    page.wait_for_selector('#status :text("detail 0.75")')
+    assert "A change runs the network again" in page.inner_text("#detail")
+    assert halves(page) == clean
+    page.locator("#detail input[type=range]").press("ArrowLeft")
+    page.wait_for_selector('#status :text("detail 0.70")')
+
+
+def test_the_model_stays_for_the_next_photo(page_with_photo, tmp_path):
+    page = page_with_photo
+    page.click('#model label:has-text("Photo")')
+    choose(page, picture(tmp_path / "dog.png"))
+    wait_for_srgan(page, "dog", "srgan-photo-x4")
+
+
+def test_without_photo_there_is_no_choice_of_model(page):
+    assert page.locator("#model").count() == 0 or not page.is_visible("#model")
+    assert page.is_visible("#mode")
 
 
 def test_an_example_takes_one_click(page):

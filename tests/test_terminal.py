@@ -92,6 +92,13 @@ def test_detail_and_tile_are_passed_on(photo, tmp_path, tiny_weights):
     assert np.array_equal(pixels(tmp_path / "0.png"), np.asarray(expected))
 
 
+def test_model_is_passed_on(photo, tmp_path, tiny_photo_weights):
+    options = ["--model", "photo", "--weights", tiny_photo_weights]
+    assert run(photo, tmp_path / "large.png", *options) == 0
+    expected = Upscaler(tiny_photo_weights).upscale(open_image(photo), model="photo")
+    assert np.array_equal(pixels(tmp_path / "large.png"), np.asarray(expected))
+
+
 def test_option_goes_before_the_variable(photo, tmp_path, tiny_weights, monkeypatch):
     monkeypatch.setenv("SRGAN_WEIGHTS", "/no/such/folder")
     assert run(photo, tmp_path / "large.png", "--weights", tiny_weights) == 0
@@ -211,6 +218,7 @@ def test_input_is_not_overwritten_through_a_link(photo, tmp_path, capsys, no_net
         (["--detail", "nan"], "--detail must be in [0, 1], got nan"),
         (["--tile", "0"], "tile must be at least 1, got 0"),
         (["--device", "abacus"], "device abacus is not available here"),
+        (["--model", "photo"], "--model must be one that the weights have (clean), got photo"),
         (["--weights", "no-such-thing"], "No weights at 'no-such-thing'"),
         (["--weights", "no/such.safetensors"], "No weights at 'no/such.safetensors'"),
         (["--weights", "user/repo"], "user/repo can't be had from the Hub"),
@@ -240,7 +248,9 @@ def test_output_folder_that_cannot_be_made_is_one_line(photos, photo, capsys):
     assert "can't be made" in the_line(capsys)
 
 
-@pytest.mark.parametrize("arguments", [[], ["photo.png"], ["a", "b", "--tile", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["photo.png"], ["a", "b", "--tile", "x"], ["a", "b", "--model", "x"]]
+)
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)

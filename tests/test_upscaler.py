@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from srgan import Cancelled, ImageError, Upscaler, WeightsError, tiling
+from srgan import Cancelled, ImageError, Upscaler, WeightsError, save_weights, tiling
 from srgan import upscaler as module
 from srgan import weights as weights_module
 from srgan.generator import InferenceGenerator, fold
 from srgan.image import to_tensor
-from srgan.int8 import calibrate
+from srgan.int8 import Int8Generator, calibrate
 from srgan.upscaler import CACHED_NETWORKS
-from srgan.weights import SRGAN_FILE, load_weights
+from srgan.weights import PHOTO_FILE, SRGAN_FILE, load_weights
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -25,6 +25,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture(scope="module")
 def upscaler(tiny_weights):
     return Upscaler(tiny_weights, "cpu")
+
+
+@pytest.fixture(scope="module")
+def photo_upscaler(tiny_photo_weights):
+    """With the model photo."""
+    return Upscaler(tiny_photo_weights, "cpu")
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (23, 17), mode: str = "RGB") -> Image.Image:
@@ -115,6 +121,51 @@ def test_many_details_do_not_fill_the_memory(tiny_weights):
         upscaler.upscale(photo(size=(2, 2)), float(detail))
     assert len(upscaler._networks) <= CACHED_NETWORKS
     assert same(upscaler.upscale(photo(), 0.0), first)
+
+
+# ---------------------------------------------------------------------------------------- model
+
+
+def test_photo_is_exactly_its_network_whatever_the_detail(photo_upscaler):
+    assert photo_upscaler.models == ("clean", "photo")
+    generator = InferenceGenerator(fold(photo_upscaler.weights.photo))
+    lr = to_tensor(photo())
+    with torch.inference_mode():
+        expected = generator(lr)
+    for detail in (None, 0, 0.5, 1):
+        enlarged = photo_upscaler.enlarge(lr, detail, model="photo")
+        torch.testing.assert_close(enlarged, expected, rtol=0, atol=1e-5)
+    assert [key for key in photo_upscaler._networks if key[0] == "photo"] == [("photo", 0.0)]
+
+
+def test_clean_is_the_default_and_the_same_with_photo_beside_it(photo_upscaler, upscaler):
+    expected = upscaler.upscale(photo())
+    assert same(photo_upscaler.upscale(photo()), expected)
+    assert same(photo_upscaler.upscale(photo(), model="clean"), expected)
+
+
+def test_models_that_are_not_there_are_refused(upscaler, photo_upscaler):
+    assert upscaler.models == ("clean",)
+    with pytest.raises(ValueError, match=r"the weights have \(clean\), got 'photo'"):
+        upscaler.upscale(photo(), model="photo")
+    with pytest.raises(ValueError, match=r"the weights have \(clean, photo\), got 'dirty'"):
+        photo_upscaler.upscale(photo(), model="dirty")
+
+
+def test_a_lone_file_is_clean(tiny_photo_weights):
+    assert Upscaler(tiny_photo_weights / PHOTO_FILE, "cpu").models == ("clean",)
+
+
+def test_detail_has_no_effect_without_adversarial_stage(make_generator, tmp_path):
+    save_weights(tmp_path, make_generator(1), make_generator(2), adversarial=False)
+    upscaler = Upscaler(tmp_path, "cpu")
+    assert same(upscaler.upscale(photo(), 0.0), upscaler.upscale(photo(), 1.0))
+
+
+@pytest.mark.parametrize("device, ready", [("cpu", ["clean"]), ("meta", ["clean", "photo"])])
+def test_what_a_gpu_computes_is_there_at_the_start(tiny_photo_weights, device, ready):
+    upscaler = Upscaler(tiny_photo_weights, device, precision="float32")
+    assert [model for model, _ in upscaler._networks] == ready
 
 
 # ---------------------------------------------------------------------------------- statelessness
@@ -269,11 +320,40 @@ def test_int8_measures_both_ends_of_detail(tiny_weights, monkeypatch):
     monkeypatch.setattr(module, "available", lambda: True)
     upscaler = Upscaler(tiny_weights, "cpu", precision="int8")
     ends = [fold(upscaler.weights.srresnet), fold(upscaler.weights.srgan)]
+    ranges = upscaler._ranges["clean"]
     images = module._calibration_images()
     assert len(images) >= 6
     for end in ends:
         for name, (low, high) in calibrate([end], images)[0].items():
-            assert upscaler._ranges[name][0] <= low <= high <= upscaler._ranges[name][1]
+            assert ranges[name][0] <= low <= high <= ranges[name][1]
+
+
+def test_int8_measures_photo_at_its_first_image(tiny_photo_weights, monkeypatch):
+    monkeypatch.setattr(module, "available", lambda: True)
+    upscaler = Upscaler(tiny_photo_weights, "cpu", precision="int8")
+    assert list(upscaler._ranges) == ["clean"]
+    result = upscaler.upscale(photo(), model="photo")
+    ranges, _ = calibrate([fold(upscaler.weights.photo)], module._calibration_images())
+    assert upscaler._ranges["photo"] == ranges != upscaler._ranges["clean"]
+    upscaler._networks.clear()  # as many details would
+    monkeypatch.setattr(module, "calibrate", None)
+    assert same(upscaler.upscale(photo(), model="photo"), result)
+
+
+@pytest.mark.parametrize("wanted, lost", [("auto", True), ("int8", False)])
+def test_what_int8_loses_of_photo_is_no_matter_to_clean(
+    tiny_photo_weights, photo_upscaler, monkeypatch, wanted, lost
+):
+    monkeypatch.setattr(module, "available", lambda: True)
+    likenesses = [50.0, 49.9]
+    monkeypatch.setattr(
+        module, "calibrate", lambda *given: (calibrate(*given)[0], likenesses.pop(0))
+    )
+    upscaler = Upscaler(tiny_photo_weights, "cpu", precision=wanted)
+    in_float32 = photo_upscaler.upscale(photo(), model="photo")
+    assert same(upscaler.upscale(photo(), model="photo"), in_float32) == lost
+    assert upscaler.precision == "int8"
+    assert isinstance(upscaler._network("clean", 0.75), Int8Generator)
 
 
 def test_int8_needs_its_photographs(tiny_weights, monkeypatch, tmp_path):
@@ -304,6 +384,7 @@ def test_precisions_that_can_not_be_are_refused(tiny_weights, monkeypatch, preci
 def test_info_can_be_sent_as_json(upscaler, tiny_weights):
     info = json.loads(json.dumps(upscaler.info()))
     assert info["model"] == "srgan-x4"
+    assert info["models"] == ["clean"]
     assert info["source"] == str(tiny_weights)
     assert info["revision"] is None
     assert info["scale"] == 4

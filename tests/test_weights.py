@@ -16,6 +16,7 @@ from srgan.weights import (
     BUNDLED,
     BUNDLED_FOLDER,
     CONFIG_FILE,
+    PHOTO_FILE,
     SRGAN_FILE,
     SRRESNET_FILE,
     load_generator,
@@ -27,6 +28,12 @@ from srgan.weights import (
 def folder(tiny_weights, tmp_path) -> Path:
     """A copy of the small weights to spoil."""
     return Path(shutil.copytree(tiny_weights, tmp_path / "weights"))
+
+
+@pytest.fixture
+def photo_folder(tiny_photo_weights, tmp_path) -> Path:
+    """The same of those with photo."""
+    return Path(shutil.copytree(tiny_photo_weights, tmp_path / "photo-weights"))
 
 
 @pytest.fixture
@@ -88,6 +95,29 @@ def test_weights_come_back_bit_for_bit(make_generator, tmp_path):
         assert file.metadata()["origin"] == "a test"
 
 
+def test_photo_weights_come_back_too(tiny_photo_weights, make_generator):
+    weights = load_weights(tiny_photo_weights)
+    assert_same(weights.srgan, make_generator(2))
+    assert_same(weights.photo, make_generator(5))
+    assert list(weights.checksums) == [SRRESNET_FILE, SRGAN_FILE, PHOTO_FILE]
+    with safe_open(tiny_photo_weights / PHOTO_FILE, "pt") as file:
+        assert file.metadata()["stage"] == "srgan"
+
+
+def test_photo_weights_are_those_that_the_config_lists(photo_folder, folder):
+    shutil.copy(photo_folder / PHOTO_FILE, folder)
+    assert load_weights(folder).photo is None
+    shutil.copy(folder / CONFIG_FILE, photo_folder)
+    assert load_weights(photo_folder).photo is None
+    assert PHOTO_FILE not in load_weights(photo_folder).checksums
+
+
+def test_weights_saved_without_photo_do_not_list_it(photo_folder, make_generator):
+    save_weights(photo_folder, make_generator(), make_generator(), adversarial=True)
+    assert load_weights(photo_folder).photo is None
+    assert (photo_folder / PHOTO_FILE).exists()
+
+
 def test_equal_weights_are_equal_bytes(make_generator, tmp_path):
     generator = make_generator()
     metadata = {name: name for name in "abcdefgh"}
@@ -143,6 +173,8 @@ def test_weights_that_contradict_themselves_are_not_written(make_generator, tmp_
     small = make_generator(config=GeneratorConfig(channels=8, blocks=1))
     with pytest.raises(ValueError, match="differ in size"):
         save_weights(tmp_path, small, make_generator(), adversarial=True)
+    with pytest.raises(ValueError, match="differ in size"):
+        save_weights(tmp_path, small, small, photo=make_generator(), adversarial=True)
     with pytest.raises(ValueError, match="detail must be in"):
         save_weights(tmp_path, small, small, adversarial=True, detail=1.5)
     assert not list(tmp_path.iterdir())
@@ -227,6 +259,15 @@ def test_faults_of_a_folder_name_the_file(folder, spoil, message):
         load_weights(folder)
 
 
+@pytest.mark.parametrize(
+    "spoil, message", [(Path.unlink, "is missing"), (spoil_truncate, "is damaged: its sha256 is")]
+)
+def test_listed_photo_weights_must_be_there_and_whole(photo_folder, spoil, message):
+    spoil(photo_folder / PHOTO_FILE)
+    with pytest.raises(WeightsError, match=f"{PHOTO_FILE} {message}"):
+        load_weights(photo_folder)
+
+
 def test_one_changed_bit_is_noticed(folder):
     data = bytearray((folder / SRGAN_FILE).read_bytes())
     data[-5] ^= 1
@@ -250,7 +291,9 @@ def test_one_changed_bit_is_noticed(folder):
         (lambda c: c.update(architecture=[1, 2]), "is not a weights config"),
         (lambda c: c["files"].pop(SRGAN_FILE), f"'{SRGAN_FILE}' is missing"),
         (lambda c: c["files"][SRGAN_FILE].update(sha256=None), f"sha256 of {SRGAN_FILE} must"),
+        (lambda c: c["files"].update({PHOTO_FILE: {}}), "'sha256' is missing"),
         (lambda c: c.update(files="none"), "is not a weights config"),
+        (lambda c: c.update(files=3), "is not a weights config"),
         (lambda c: c.pop("detail"), "'detail' is missing"),
         (lambda c: c.update(detail=1.01), "detail must be in"),
         (lambda c: c.update(detail=float("nan")), "detail must be in"),
@@ -324,6 +367,7 @@ def test_a_lone_file_is_both_networks(folder):
     weights = load_weights(folder / SRGAN_FILE)
     assert_same(weights.srresnet, weights.srgan)
     assert_same(weights.srgan, load_generator(folder / SRGAN_FILE))
+    assert weights.photo is None
     assert weights.adversarial
     assert "detail has no effect" in weights.notices[0]
 
@@ -402,7 +446,7 @@ def test_damaged_bundled_weights_are_an_error_even_with_fallback(folder, monkeyp
 
 def test_the_weights_in_the_repository_are_whole():
     weights = load_weights(BUNDLED)
-    for generator in (weights.srresnet, weights.srgan):
+    for generator in (weights.srresnet, weights.srgan, weights.photo or weights.srgan):
         assert generator.config == GeneratorConfig()
     differ = not torch.equal(weights.srresnet.head.weight, weights.srgan.head.weight)
     assert differ == weights.adversarial

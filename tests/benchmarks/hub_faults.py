@@ -58,8 +58,8 @@ class Start:
 def start_app(case: str) -> Start:
     """Starts the app in one of CASES, waits until it serves, and ends it."""
     server = HubServer()
-    weights = ("config.json", "srresnet-x4.safetensors", "srgan-x4.safetensors")
-    server.commit(REPOSITORY, {name: (ROOT / "weights" / name).read_bytes() for name in weights})
+    files = [path for path in (ROOT / "weights").iterdir() if path.suffix != ".png"]
+    server.commit(REPOSITORY, {path.name: path.read_bytes() for path in files})
     if case == REFUSED:
         server.stop()
     elif case in FAULTS:
