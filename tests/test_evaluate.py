@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 from srgan import Generator, GeneratorConfig, Upscaler, load_weights, save_weights
 from srgan.image import enlarge_bicubic, shrink, to_tensor
 from srgan.metrics import psnr_y, ssim_y
-from srgan.weights import CONFIG_FILE, SRGAN_FILE, SRRESNET_FILE, save_generator
+from srgan.weights import CONFIG_FILE, PHOTO_FILE, SRGAN_FILE, SRRESNET_FILE, save_generator
 from train import loop
 from train.evaluate import PAPER, EvaluateConfig, artefact_table, evaluate, table
 from train.metrics import LPIPSError, load_lpips
@@ -191,7 +192,7 @@ def test_weights_folder_round_trip_with_evaluation(tmp_path, dataset, runs):
     build(
         BuildConfig(
             **options,
-            evaluation=tmp_path / "results.json",
+            evaluations=(tmp_path / "results.json",),
             comparison=tmp_path / "sheet.png",
         )
     )
@@ -234,6 +235,46 @@ def test_evaluation_of_other_weights_is_refused(tmp_path, dataset, runs):
                 out=tmp_path / "out",
                 srresnet=runs / "srresnet",
                 srgan=runs / "srgan",
-                evaluation=tmp_path / "results.json",
+                evaluations=(tmp_path / "results.json",),
             )
         )
+
+
+def test_degraded_photographs_are_the_same_each_time(tmp_path, dataset, generators):
+    save_weights(tmp_path / "w", *generators, photo=generators[0], adversarial=True)
+    options = {"weights": str(tmp_path / "w"), "vgg": "none", "device": "cpu"}
+    config = EvaluateConfig(datasets=[dataset], degradation="photo", **options)
+    results = evaluate(config)["evaluation"]
+    assert evaluate(config)["evaluation"] == results
+    degraded = results["Waves, photo"]
+    assert list(degraded) == ["bicubic", "srresnet", "srgan", "photo"]
+    assert degraded["photo"] == degraded["srresnet"]  # here the same network
+    clean = evaluate(EvaluateConfig(datasets=[dataset], **options))["evaluation"]["Waves"]
+    assert list(clean) == ["bicubic", "srresnet", "srgan"]
+    assert clean["bicubic"]["psnr_y"] > degraded["bicubic"]["psnr_y"]
+    assert "| Waves, photo | SRGAN photo |" in table(results)
+
+
+def test_photo_weights_join_a_folder_that_was_measured_before(tmp_path, dataset, runs):
+    out, options = tmp_path / "out", {"vgg": "none", "device": "cpu"}
+    config = BuildConfig(out=out, srresnet=runs / "srresnet", srgan=runs / "srgan")
+    build(config)
+    files, evaluation = [], {}
+    for degradation in ("bicubic", "photo"):
+        measured = evaluate(
+            EvaluateConfig(datasets=[dataset], weights=str(out), degradation=degradation, **options)
+        )
+        files.append(tmp_path / f"{degradation}.json")
+        files[-1].write_text(json.dumps(measured))
+        evaluation |= measured["evaluation"]
+        config = replace(config, photo=runs / "srgan", evaluations=tuple(files))
+        build(config)
+    weights = load_weights(out)
+    assert weights.evaluation == evaluation
+    assert list(evaluation["Waves, photo"]) == ["bicubic", "srresnet", "srgan", "photo"]
+    assert weights.photo is not None
+    assert PHOTO_FILE in weights.checksums
+    text = (out / CARD_FILE).read_text(encoding="utf-8")
+    assert f"`{PHOTO_FILE}` is for photographs" in text
+    assert text.count("1,234 steps in 10 minutes") == 3
+    assert table(evaluation) in text

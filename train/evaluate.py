@@ -6,6 +6,9 @@ Each image is cut to a multiple of 4, reduced with Pillow's bicubic, enlarged, r
 compared with the original: PSNR and SSIM on the Y channel with 4 border pixels cut off
 (`srgan.metrics`), a distance in VGG19's features and, with --lpips, LPIPS (`train.metrics`). A
 second table shows artefacts: the colour shift of each dataset, and checkerboards in its spectra.
+
+With --degradation photo the images are blurred, made noisy and compressed too (`train.photograph`),
+each as the seed says that is its place in its folder, and the weights for photographs join in.
 """
 
 import json
@@ -20,6 +23,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from srgan.errors import SRGANError
@@ -34,6 +38,7 @@ from srgan.image import (
 )
 from srgan.metrics import psnr_y, ssim_y
 from srgan.upscaler import Precision, Upscaler
+from train.data import Degradation
 from train.metrics import (
     SPECTRUM_BLOCK,
     LPIPSError,
@@ -43,6 +48,7 @@ from train.metrics import (
     feature_distances,
     load_lpips,
 )
+from train.photograph import photograph
 from train.vgg import TORCHVISION, VGG19, VGGError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +60,7 @@ PAPER = {
     "BSD100": {"bicubic": (25.94, 0.6935), "srresnet": (27.58, 0.7620), "srgan": (25.16, 0.6688)},
 }
 #: Name of a network in the results -> in tables and on the card.
-LABELS = {"bicubic": "bicubic", "srresnet": "SRResNet", "srgan": "SRGAN"}
+LABELS = {"bicubic": "bicubic", "srresnet": "SRResNet", "srgan": "SRGAN", "photo": "SRGAN photo"}
 MAX_PIXELS = 2**26  # of a benchmark image; the limits on users' photos don't apply
 
 
@@ -64,6 +70,8 @@ class EvaluateConfig:
 
     datasets: Annotated[list[Path], tyro.conf.Positional]
     """Folders of high-res images; each folder's name is its name in the tables."""
+    degradation: Degradation = "bicubic"
+    """How they are reduced: bicubic, the literature's way, or photo, as users' photographs are."""
     weights: str = "bundled"
     """bundled, a weights folder, a .safetensors file, or user/repo[@revision] on the Hub."""
     vgg: str = TORCHVISION
@@ -73,7 +81,7 @@ class EvaluateConfig:
     json: Path | None = None
     """Where to write the results."""
     sheets: Path | None = None
-    """Folder for comparison sheets: low-res, bicubic, SRResNet, SRGAN if there is one, original."""
+    """Folder for comparison sheets: low-res, the networks of the tables, original."""
     sheet_crop: int = 160
     """Side of the pieces on the sheets in HR pixels."""
     device: str | None = None
@@ -108,23 +116,26 @@ def evaluate(config: EvaluateConfig) -> dict:
         files = sorted(path for path in folder.glob("*") if path.suffix.lower() in INPUT_SUFFIXES)
         if not files:
             raise ValueError(f"{folder} holds no images")
-        images[folder.name] = {}
+        dataset = folder.name + (", photo" if config.degradation == "photo" else "")
+        images[dataset] = {}
         traces = []
-        for path in tqdm(files, desc=folder.name, unit="image"):
+        for seed, path in enumerate(tqdm(files, desc=dataset, unit="image")):
             hr = crop_to_scale(open_image(path, max_pixels=MAX_PIXELS))
-            results = dict(_enlarge(upscaler, shrink(hr)))
+            lr = shrink(hr)
+            if config.degradation == "photo":
+                pixels = photograph(to_tensor(hr), [seed])[0]
+                lr = to_pil_image(pixels.mul(255).round().to(torch.uint8))
+            results = dict(_enlarge(upscaler, lr, config.degradation))
             original = to_tensor(hr)
             enlarged = {name: to_tensor(image) for name, image in results.items()}
-            images[folder.name][path.name] = _measure(
-                enlarged, original, vgg, lpips, upscaler.device
-            )
+            images[dataset][path.name] = _measure(enlarged, original, vgg, lpips, upscaler.device)
             traces.append(_trace(enlarged, original))
             if config.sheets:
                 config.sheets.mkdir(parents=True, exist_ok=True)
-                pieces = [enlarge_nearest(shrink(hr)), *results.values(), hr]
+                pieces = [enlarge_nearest(lr), *results.values(), hr]
                 sheet = comparison_sheet(pieces, config.sheet_crop)
-                sheet.save(config.sheets / f"{folder.name}-{path.stem}.png")
-        artefacts[folder.name] = _artefacts(traces)
+                sheet.save(config.sheets / f"{dataset}-{path.stem}.png")
+        artefacts[dataset] = _artefacts(traces)
     info = upscaler.info()
     return {
         "weights": {
@@ -140,11 +151,15 @@ def evaluate(config: EvaluateConfig) -> dict:
     }
 
 
-def _enlarge(upscaler: Upscaler, lr: Image.Image) -> Iterator[tuple[str, Image.Image]]:
+def _enlarge(
+    upscaler: Upscaler, lr: Image.Image, degradation: Degradation
+) -> Iterator[tuple[str, Image.Image]]:
     yield "bicubic", enlarge_bicubic(lr)
     yield "srresnet", upscaler.upscale(lr, detail=0.0)
     if upscaler.weights.adversarial:  # else it is the same network
         yield "srgan", upscaler.upscale(lr, detail=1.0)
+    if degradation == "photo" and "photo" in upscaler.models:
+        yield "photo", upscaler.upscale(lr, model="photo")
 
 
 def _measure(

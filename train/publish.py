@@ -3,12 +3,13 @@
     python -m train.publish build --out weights --srresnet runs/srresnet --srgan runs/srgan \\
         --data "what it was trained on" --hardware "what it was trained with"
     python -m train.evaluate --weights weights --vgg vgg19.safetensors --json results.json Set5 …
-    python -m train.publish build … --evaluation results.json
+    python -m train.publish build … --evaluations results.json
     python -m train.publish push weights user/srgan-x4 --dry-run
     python -m train.publish push weights user/srgan-x4
 
 The second `build` writes what was measured into `config.json` and the card. Without --srgan the
-SRGAN weights are those of SRResNet, and config and card say so. `push` takes any weights folder,
+SRGAN weights are those of SRResNet, and config and card say so; with --photo the folder also holds
+weights for photographs (`train.photograph`). `push` takes any weights folder,
 checks it, and makes one commit of what differs, with the token in HF_TOKEN or that of
 `hf auth login`.
 """
@@ -25,6 +26,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from srgan.errors import SRGANError
 from srgan.weights import (
     CONFIG_FILE,
+    PHOTO_FILE,
     SRGAN_FILE,
     SRRESNET_FILE,
     load_generator,
@@ -37,7 +39,7 @@ from train.push import CARD_FILE, MAIN, SAME, Pushed, PushError, push
 
 COMPARISON_FILE = "comparison.png"
 #: What a weights folder consists of; other files in it stay where they are.
-FILES = (CARD_FILE, COMPARISON_FILE, CONFIG_FILE, SRRESNET_FILE, SRGAN_FILE)
+FILES = (CARD_FILE, COMPARISON_FILE, CONFIG_FILE, SRRESNET_FILE, SRGAN_FILE, PHOTO_FILE)
 #: Stands in a card for the repository, until it is pushed to one.
 EXAMPLE_NAME = "user/srgan-x4"
 #: Of the commits, and by it a card is known again as not edited since.
@@ -59,10 +61,12 @@ class BuildConfig:
     """Run folder of stage 1."""
     srgan: Path | None = None
     """Run folder of stage 2."""
+    photo: Path | None = None
+    """Run folder of a stage 2 with --degradation photo."""
     detail: float = 1.0
     """Recommended detail, in [0, 1]."""
-    evaluation: Path | None = None
-    """What train.evaluate --json wrote for these very weights."""
+    evaluations: tuple[Path, ...] = ()
+    """What train.evaluate --json wrote for these very weights: a file for each run of it."""
     comparison: Path | None = None
     """A sheet made by train.evaluate --sheets, for the card."""
     data: str = "not recorded"
@@ -105,19 +109,22 @@ def build(config: BuildConfig) -> None:
     runs = {"srresnet": config.srresnet}
     if config.srgan is not None:
         runs["srgan"] = config.srgan
+    if config.photo is not None:
+        runs["photo"] = config.photo
     srresnet = load_generator(config.srresnet / SRRESNET_FILE)
     srgan = load_generator(config.srgan / SRGAN_FILE) if config.srgan else srresnet
     save_weights(
         config.out,
         srresnet,
         srgan,
+        photo=load_generator(config.photo / SRGAN_FILE) if config.photo else None,
         adversarial=config.srgan is not None,
         detail=config.detail,
     )
     path = config.out / CONFIG_FILE
     contents = json.loads(path.read_text(encoding="utf-8"))
-    if config.evaluation:
-        contents["evaluation"] = _read_evaluation(config.evaluation, contents["files"])
+    for evaluation in config.evaluations:
+        contents["evaluation"] |= _read_evaluation(evaluation, contents["files"])
     contents["training"] = {
         "data": config.data,
         "hardware": config.hardware,
@@ -133,7 +140,9 @@ def build(config: BuildConfig) -> None:
 
 def _read_evaluation(path: Path, files: dict) -> dict:
     results = json.loads(path.read_text(encoding="utf-8"))
-    if results["weights"]["checksums"] != {name: file["sha256"] for name, file in files.items()}:
+    measured = results["weights"]["checksums"]  # perhaps before there were weights for photographs
+    have = {name: file["sha256"] for name, file in files.items()}
+    if not measured or not measured.items() <= have.items():
         raise ValueError(f"{path} was measured with other weights: run train.evaluate again")
     return results["evaluation"]
 
@@ -199,12 +208,18 @@ def make_card(config: dict, license: str, picture: str | None = None) -> ModelCa
             f"**The adversarial stage has not been run yet:** `{SRGAN_FILE}` holds the same "
             f"weights as `{SRRESNET_FILE}`, trained on pixel error alone."
         )
+    photo = PHOTO_FILE in config["files"]
+    if photo:
+        state += (
+            f" `{PHOTO_FILE}` is for photographs as cameras and websites give them: trained on "
+            "reductions with blur, noise and JPEG, it removes those."
+        )
     training = config["training"]
     stages = "\n".join(
         f"- {LABELS[stage]}: {training[stage]['steps']:,} steps in "
         f"{training[stage]['seconds'] / 60:.0f} minutes, with "
         + ", ".join(f"{k} {v}" for k, v in training[stage]["settings"].items() if v is not None)
-        for stage in ("srresnet", "srgan")
+        for stage in ("srresnet", "srgan", "photo")
         if stage in training
     )
     networks = "SRResNet, SRGAN" if config["adversarial"] else "SRResNet"
@@ -212,6 +227,19 @@ def make_card(config: dict, license: str, picture: str | None = None) -> ModelCa
     notes = f"\n- {training['notes']}" if training["notes"] else ""
     evaluation = table(config["evaluation"]) if config["evaluation"] else "Not measured yet."
     architecture = config["architecture"]
+    limits = (
+        "The clean weights enlarge JPEG blocks, noise and blur with everything else; those for "
+        "photographs smooth fine texture away with them."
+        if photo
+        else "It was trained on bicubic reduction, so JPEG blocks, noise and blur of the input are "
+        "enlarged with everything else."
+    )
+    degraded = (
+        "\n\nDatasets called “photo” were also blurred, made noisy and compressed before "
+        "(`--degradation photo`), with fixed seeds."
+        if any("photo" in networks for networks in config["evaluation"].values())
+        else ""
+    )
     return ModelCard(
         f"""---
 {data.to_yaml()}
@@ -243,7 +271,7 @@ large.save("large.png")
 By `python -m train.evaluate`: images reduced with Pillow's bicubic, results rounded to 8 bits,
 Y channel of BT.601, 4 border pixels cut off, SSIM with an 11×11 Gaussian window; the VGG19 feature
 distance is made like LPIPS but not calibrated (smaller is better). The paper's SSIM is of another
-implementation.
+implementation.{degraded}
 
 ## Training
 
@@ -256,9 +284,8 @@ transposed at random. Adam, linear warm-up, cosine to zero; the weights are a mo
 
 ## Intended use and limits
 
-For enlarging clean photographs. What the network adds is plausible, not true: don't use it to read
-number plates, faces or medical images. It was trained on bicubic reduction, so JPEG blocks, noise
-and blur of the input are enlarged with everything else.
+For enlarging photographs. What the network adds is plausible, not true: don't use it to read number
+plates, faces or medical images. {limits}
 """
     )
 
