@@ -370,9 +370,9 @@ def test_the_network_always_runs_on_the_same_threads(tiny_weights, tmp_path, mon
     threads = set()
 
     class Watched(Upscaler):
-        def upscale(self, image, detail=None, progress=None):
+        def upscale(self, *arguments, **options):
             threads.add(threading.get_ident())
-            return super().upscale(image, detail, progress)
+            return super().upscale(*arguments, **options)
 
     handlers = app.Handlers(Watched(tiny_weights))
     path = photo(tmp_path / "cat.png")
