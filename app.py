@@ -73,6 +73,7 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from server import KEEP_FILES, FairQueue, Files, Guard, no_files
+from srgan.allocator import keep_freed_memory
 from srgan.image import (
     OUTPUT_FORMATS,
     crop_to_scale,
@@ -182,8 +183,9 @@ class Handlers:
         self.concurrency = whole_number("SRGAN_CONCURRENCY", 1 if on_cpu else 2)
         self.files = Files()
         self._network = _on_zero_gpu(upscaler) if ZERO_GPU else upscaler.upscale
-        # Always the same threads, each of which torch gives memory and threads of its own; and so
-        # many images at a time, also while a stopped one winds up.
+        # Always the same threads, each of which torch gives memory and threads of its own, and with
+        # more threads than processors OpenMP waits more slowly; and so many images at a time, also
+        # while a stopped one winds up.
         self._workers = ThreadPoolExecutor(self.concurrency, thread_name_prefix="network")
         self._runs: set[Future] = set()  # that run or wait for a worker
         self._closed = threading.Event()
@@ -335,16 +337,7 @@ class Handlers:
         def work(report: Report) -> Run:
             lr, original = self._read(run.photo, run.mode)
             sr, seconds, remembered = self._enlarge_once(run, lr, report)
-            scores = None
-            if original is not None:
-                hr = to_tensor(crop_to_scale(original))
-                scores = {
-                    name: (psnr_y(tensor, hr), ssim_y(tensor, hr))
-                    for name, tensor in (
-                        ("Bicubic", to_tensor(enlarge_bicubic(lr))),
-                        ("SRGAN", to_tensor(sr)),
-                    )
-                }
+            scores = None if original is None else self._score(lr, sr, original)
             return replace(
                 run,
                 srgan=_save(sr, self.files.new_folder() / f"{run.name}-{RESULTS[model]}.png"),
@@ -480,6 +473,21 @@ class Handlers:
             return self._submit(work).result()
         except CancelledError:
             raise SRGANError(_RESTARTING) from None
+
+    def _score(
+        self, lr: Image.Image, sr: Image.Image, original: Image.Image
+    ) -> dict[str, tuple[float, float]]:
+        """PSNR and SSIM of bicubic and network, on a worker as long as there are some."""
+
+        def work() -> dict[str, tuple[float, float]]:
+            hr = to_tensor(crop_to_scale(original))
+            results = {"Bicubic": to_tensor(enlarge_bicubic(lr)), "SRGAN": to_tensor(sr)}
+            return {name: (psnr_y(image, hr), ssim_y(image, hr)) for name, image in results.items()}
+
+        try:
+            return self._submit(work).result()
+        except (SRGANError, CancelledError):  # the server is closing
+            return work()
 
     def _submit(self, work: Callable[[], T]) -> Future[T]:
         """Has a worker do something, in the context of the event that is being handled."""
@@ -1025,6 +1033,7 @@ def launch(demo: Demo, share: bool | None = None) -> None:
     Raises:
         OSError: the port is in use.
     """
+    keep_freed_memory()
     files = demo.handlers.files
     stopping = threading.Event()
 

@@ -40,6 +40,8 @@ KEEP_FILES = 3600
 #: Places in each line of the queue, and how many of all of them one visitor may hold; whoever
 #: comes after that is told to come back.
 QUEUE_SIZE, QUEUE_SHARE = 32, 16
+#: Seconds between two looks for events to begin, and for progress to tell.
+LOOK_EVERY = 0.02, 0.2
 #: Bytes for uploads and results, at most half of what is free.
 TEMP_BYTES = 2_000_000_000
 #: Seconds in which a file is not deleted, however short the room is.
@@ -88,6 +90,9 @@ class FairQueue(Queue):
             blocks=demo,
             default_concurrency_limit=1,
         )
+        # Gradio looks for events every millisecond and for progress every ten, and every look takes
+        # time from a thread that computes, for which the others then wait.
+        self.sleep_when_free, self.progress_update_sleep_when_free = LOOK_EVERY
         self._turns: defaultdict[str, int] = defaultdict(int)  # of what each line started last
 
     async def push(

@@ -19,6 +19,7 @@ from typing import get_args
 from PIL import Image
 from tqdm import tqdm
 
+from srgan.allocator import keep_freed_memory
 from srgan.errors import ImageError, SRGANError
 from srgan.image import INPUT_SUFFIXES, OUTPUT_FORMATS, notices, open_image, save_image
 from srgan.upscaler import Model, Precision, Upscaler
@@ -43,6 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.detail is not None and not 0 <= options.detail <= 1:
         raise ValueError(f"--detail must be in [0, 1], got {options.detail:g}")
     jobs = _jobs(options.input, options.output)
+    keep_freed_memory()
     upscaler = Upscaler(
         options.weights, options.device, tile=options.tile, precision=options.precision
     )

@@ -7,6 +7,7 @@ with the network alone on the same pixels in this process, which has the same nu
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import torch
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from srgan.allocator import keep_freed_memory
 from srgan.image import enlarge_bicubic, open_image, to_tensor
 from srgan.upscaler import Upscaler
 from tests.app_process import ROOT, running_app
@@ -67,28 +70,43 @@ def measure_starts(repeats: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in results.items()}
 
 
-def measure_calls(size: int, repeats: int) -> tuple[float, float, float]:
-    """Medians of the network alone and of a call, and the first call after the start."""
+def call_by_http(client: httpx.Client, file: Path) -> bytes:
+    """What gradio_client does, in four requests over one connection: the enlarged file."""
+    uploaded = client.post("upload", files={"files": file.read_bytes()}).json()[0]
+    image = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+    event = client.post("call/upscale", json={"data": [image]}).json()["event_id"]
+    answer = client.get(f"call/upscale/{event}").text  # ends with the last event
+    data = json.loads(answer.rpartition("data: ")[2])
+    return client.get(data[0]["url"]).raise_for_status().content
+
+
+def measure_calls(size: int, repeats: int) -> dict[str, float]:
+    """Medians in seconds of the network alone and of calls, and the first call of all."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "photo.png"
         photo = open_image(PHOTO)
         large = enlarge_bicubic(photo).resize((size, size), Image.Resampling.BICUBIC)
         large.save(file)
+        keep_freed_memory()  # as the app does
         upscaler = Upscaler()
         lr = to_tensor(open_image(file))
         with running_app(Path(folder)) as app, torch.inference_mode():
-            client = Client(app.url, verbose=False, download_files=folder)
-
-            def call() -> str:
-                return client.predict(handle_file(file), api_name="/upscale")
-
-            first = seconds(call)
-            upscaler.enlarge(lr)
-            alone, calls = [], []
-            for _ in range(repeats):
-                alone.append(seconds(lambda: upscaler.enlarge(lr)))
-                calls.append(seconds(call))
-    return statistics.median(alone), statistics.median(calls), first
+            gradio_client = Client(app.url, verbose=False, download_files=folder)
+            bare = httpx.Client(base_url=f"{app.url}/gradio_api/", timeout=60)
+            first = seconds(lambda: call_by_http(bare, file))
+            cases = {
+                "network alone": lambda: upscaler.enlarge(lr),
+                "call of /upscale": lambda: call_by_http(bare, file),
+                "the same by gradio_client": lambda: gradio_client.predict(
+                    handle_file(file), api_name="/upscale"
+                ),
+            }
+            results: dict[str, list[float]] = {name: [] for name in cases}
+            for _ in range(repeats + 1):
+                for name, case in cases.items():
+                    results[name].append(seconds(case))
+    medians = {name: statistics.median(values[1:]) for name, values in results.items()}
+    return medians | {"first call after the start": first}
 
 
 def main() -> None:
@@ -101,13 +119,10 @@ def main() -> None:
     print("| start | seconds | ratio |\n| --- | ---: | ---: |")
     for name, value in starts.items():
         print(f"| {name} | {value:.2f} | {value / bare:.2f} |")
-    alone, call, first = measure_calls(options.size, options.repeats)
+    calls = measure_calls(options.size, options.repeats)
+    alone = next(iter(calls.values()))
     print(f"\n| {options.size}×{options.size} | seconds | ratio |\n| --- | ---: | ---: |")
-    for name, value in {
-        "network alone": alone,
-        "call of /upscale": call,
-        "first call after the start": first,
-    }.items():
+    for name, value in calls.items():
         print(f"| {name} | {value:.2f} | {value / alone:.2f} |")
 
 
