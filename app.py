@@ -1007,7 +1007,12 @@ def _evaluation_table(evaluation: dict) -> str:
     """PSNR and SSIM as `train.evaluate` measured them, dataset by dataset."""
     if not evaluation:
         return "<p>These weights came without a measurement.</p>"
-    names = {"bicubic": "Bicubic", "srresnet": "SRResNet (detail 0)", "srgan": "SRGAN (detail 1)"}
+    names = {
+        "bicubic": "Bicubic",
+        "srresnet": "SRResNet (detail 0)",
+        "srgan": "SRGAN (detail 1)",
+        "photo": MODELS[PHOTO],
+    }
     methods = [name for name in names if any(name in scores for scores in evaluation.values())]
     rows = ""
     for dataset, scores in evaluation.items():

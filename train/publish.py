@@ -177,7 +177,7 @@ def make_card(config: dict, license: str, picture: str | None = None) -> ModelCa
         EvalResult(
             task_type="image-to-image",
             task_name="×4 super-resolution",
-            dataset_type=dataset.lower(),
+            dataset_type=dataset.lower().replace(", ", "-"),
             dataset_name=f"{dataset}, {LABELS[network]}",
             dataset_config=network,  # else the second network would be entered under the first
             metric_type=metric,

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from srgan import int8
+from srgan.allocator import keep_freed_memory
 from srgan.generator import Generator
 from srgan.image import INPUT_SUFFIXES, crop_to_scale, open_image, shrink, to_tensor
 from srgan.metrics import psnr_y
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", choices=list(ENGINES), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    keep_freed_memory()  # as app and terminal program do
 
     with tempfile.TemporaryDirectory() as folder:
         if options.alone:
