@@ -118,8 +118,8 @@ READABLE = {
     "button_primary_background_fill_dark": "*primary_700",
     "button_primary_background_fill_hover_dark": "*primary_600",
 }
-#: Visitors whose state is remembered; whoever was away for longest is forgotten.
-SESSIONS = 1000
+#: Visitors whose state is remembered, 70 kB each; whoever was away for longest is forgotten.
+SESSIONS = 300
 #: Seconds that a running image is given to finish after SIGTERM.
 GRACE = 60
 #: Whether this Space is lent a GPU for each image, which another process then enlarges.
