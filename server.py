@@ -41,7 +41,7 @@ KEEP_FILES = 3600
 #: comes after that is told to come back.
 QUEUE_SIZE, QUEUE_SHARE = 32, 16
 #: Seconds between two looks for events to begin, and for progress to tell.
-LOOK_EVERY = 0.02, 0.2
+LOOK_EVERY = 0.01, 0.1
 #: Bytes for uploads and results, at most half of what is free.
 TEMP_BYTES = 2_000_000_000
 #: Seconds in which a file is not deleted, however short the room is.

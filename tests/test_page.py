@@ -137,6 +137,7 @@ def hand_over(page, event: str, name: str, path: Path, mime_type: str) -> None:
 
 def wait_for_srgan(page, name: str = "cat", result: str = "srgan-x4") -> None:
     page.wait_for_selector(f'#slider.right-srgan img[src$="/{name}-{result}.png"]')
+    page.wait_for_selector("#download:enabled")  # comes last
 
 
 def halves(page) -> list[bytes]:
@@ -426,6 +427,7 @@ def test_axe_finds_nothing_in_any_state(page, cat, tmp_path, scheme, width):
     wait_for_srgan(page, "large")
     page.click('#mode label:has-text("Shrink and restore")')
     page.wait_for_selector('#status :text("Against the original")')
+    page.wait_for_selector("#download:enabled")
     found["shrink and restore"] = findings(page)
     page.click("#about button")
     page.wait_for_selector("#about :text('What it cannot do')")
