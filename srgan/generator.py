@@ -243,6 +243,11 @@ class InferenceGenerator(nn.Module):
         x = F.conv2d(x, weight, getattr(self, f"{key}_bias"), padding=weight.shape[-1] // 2)
         return F.leaky_relu_(x, self.slopes[name]) if name in self.slopes else x
 
+    def drop(self, name: str) -> None:
+        """Frees the named convolution's parameters: a subclass has them in another form."""
+        key = name.replace(".", "_")
+        del self._buffers[f"{key}_weight"], self._buffers[f"{key}_bias"]
+
     def body(self, lr: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
         """(N, 3, h, w) in [0, 1] -> features (N, C, h, w); `tick` is called after each block."""
         lr = lr.to(self.stem_weight.dtype, memory_format=torch.channels_last)

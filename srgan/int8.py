@@ -115,8 +115,7 @@ class Int8Generator(InferenceGenerator):
                 step = self._grids[self._follower[name]].scale
                 weight, bias = weight / step, bias / step
             self._convolutions[name] = _pack(weight, bias, grid.zero)
-            key = name.replace(".", "_")
-            del self._buffers[f"{key}_weight"], self._buffers[f"{key}_bias"]
+            self.drop(name)
 
     def body(self, lr: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
         stem = self.convolve("stem", lr.contiguous(memory_format=CL))

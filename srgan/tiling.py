@@ -80,14 +80,18 @@ def enlarge_tiled(
 
 def _tiles(rows: slice, columns: slice, side: int) -> Iterator[Rectangle]:
     """Covers a rectangle with tiles of at most `side`, as equal in size as can be."""
-    for row in _split(rows, side):
-        for column in _split(columns, side):
+    for row in split(rows, _count(rows, side)):
+        for column in split(columns, _count(columns, side)):
             yield row, column
 
 
-def _split(span: slice, side: int) -> list[slice]:
+def _count(span: slice, side: int) -> int:
+    return -(-(span.stop - span.start) // side)
+
+
+def split(span: slice, count: int) -> list[slice]:
+    """So many parts of a span, as equal as can be."""
     length = span.stop - span.start
-    count = -(-length // side)
     edges = [span.start + length * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
 

@@ -7,7 +7,6 @@ eats up the gain is the traffic of the transforms; here they are done for a few 
 time, which stay in the cache, by additions of whole rows of pixels.
 """
 
-import itertools
 import math
 import threading
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srgan.generator import InferenceGenerator
+from srgan.tiling import split
 
 #: Pixels a side of a tile of the output, and of the input that it needs.
 OUT, IN = 4, 6
@@ -69,8 +69,11 @@ class WinogradConvolution:
         result = x.new_empty(len(x), OUT * rows, OUT * columns, self._outputs)
         blocks: dict[tuple[int, int], _Block] = {}
         for pixels, out in zip(x.permute(0, 2, 3, 1), result, strict=True):
-            for left, right in _split(columns, max(1, columns // LEAST_COLUMNS)):
-                for top, bottom in _split(rows, max(1, round(rows * (right - left) / tiles))):
+            for across in split(slice(0, columns), max(1, columns // LEAST_COLUMNS)):
+                left, right = across.start, across.stop
+                count = max(1, round(rows * (right - left) / tiles))
+                for down in split(slice(0, rows), count):
+                    top, bottom = down.start, down.stop
                     size = bottom - top, right - left
                     block = blocks.get(size) or blocks.setdefault(size, _Block(*size, channels))
                     block.read(pixels, OUT * top - 1, OUT * left - 1)
@@ -195,12 +198,6 @@ def _transform_back(m: Sequence[Tensor], out: Sequence[Tensor], room: list[Tenso
     torch.add(s, p, out=out[0])
 
 
-def _split(length: int, count: int) -> list[tuple[int, int]]:
-    """First and last of so many parts, as equal as can be."""
-    edges = [length * i // count for i in range(count + 1)]
-    return list(itertools.pairwise(edges))
-
-
 class WinogradGenerator(InferenceGenerator):
     """`InferenceGenerator` with its 3×3 convolutions by Winograd's algorithm; on a CPU, float32.
 
@@ -215,8 +212,7 @@ class WinogradGenerator(InferenceGenerator):
             if weight.shape[-1] == 3:
                 bias, slope = state[f"{name}.bias"], self.slopes.get(name, 1.0)
                 self._convolutions[name] = WinogradConvolution(weight, bias, slope)
-                key = name.replace(".", "_")
-                del self._buffers[f"{key}_weight"], self._buffers[f"{key}_bias"]
+                self.drop(name)
 
     def convolve(self, name: str, x: Tensor) -> Tensor:
         if name in self._convolutions:

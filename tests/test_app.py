@@ -382,33 +382,37 @@ def test_the_network_always_runs_on_the_same_threads(tiny_weights, tmp_path, mon
     assert len(threads) <= 2
 
 
-def test_who_waits_when_the_server_closes_is_told_at_once(tiny_weights, tmp_path):
+@pytest.fixture
+def one_runs(tiny_weights, tmp_path):
+    """Handlers with a begun run that a worker is at, the future of its end, and a pool for more."""
     handlers = app.Handlers(CountingUpscaler(tiny_weights, slow=True))
     run = begin(handlers, photo(tmp_path / "cat.png"))
     with ThreadPoolExecutor() as pool:
         running = pool.submit(enlarge, handlers, run)
         assert handlers.upscaler.started.wait(10)
-        waiting = pool.submit(asyncio.run, handlers.upscale(run.photo))
-        wait_until(lambda: len(handlers._runs) == 2)
-        closing = pool.submit(handlers.finish, 60)
-        for late in (waiting, pool.submit(asyncio.run, handlers.upscale(run.photo))):
-            with pytest.raises(gr.Error, match="being restarted"):
-                late.result(60)
-        assert not closing.done() and not running.done()
-        handlers.upscaler.go_on.set()
-        assert running.result(60).srgan is not None
-    assert handlers.upscaler.runs == 1 and not handlers._runs
+        yield handlers, run, running, pool
 
 
-def test_what_runs_for_too_long_is_ended_when_the_server_closes(tiny_weights, tmp_path):
-    handlers = app.Handlers(CountingUpscaler(tiny_weights, slow=True))
-    run = begin(handlers, photo(tmp_path / "cat.png"))
-    with ThreadPoolExecutor() as pool:
-        running = pool.submit(enlarge, handlers, run)
-        assert handlers.upscaler.started.wait(10)
-        handlers.finish(0.1)
+def test_who_waits_when_the_server_closes_is_told_at_once(one_runs):
+    handlers, run, running, pool = one_runs
+    waiting = pool.submit(asyncio.run, handlers.upscale(run.photo))
+    wait_until(lambda: len(handlers._runs) == 2)
+    closing = pool.submit(handlers.finish, 60)
+    for late in (waiting, pool.submit(asyncio.run, handlers.upscale(run.photo))):
         with pytest.raises(gr.Error, match="being restarted"):
-            running.result(60)
+            late.result(60)
+    assert not closing.done() and not running.done()
+    handlers.upscaler.go_on.set()
+    assert running.result(60).srgan is not None
+    wait_until(lambda: not handlers._runs)
+    assert handlers.upscaler.runs == 1
+
+
+def test_what_runs_for_too_long_is_ended_when_the_server_closes(one_runs):
+    handlers, _, running, _ = one_runs
+    handlers.finish(0.1)
+    with pytest.raises(gr.Error, match="being restarted"):
+        running.result(60)
 
 
 def test_another_photo_takes_over(tiny_weights, tmp_path):
