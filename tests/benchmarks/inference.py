@@ -3,25 +3,28 @@
     pip install -r tests/benchmarks/requirements.txt
     python -m tests.benchmarks.inference [--sizes 128 256 512] [--datasets Set5 Set14] [--json FILE]
 
-All have the same weights, image and number of threads, and but for `int8` compute in float32. Runs
-are interleaved and medians compared; before that the results are checked to be equal. A runtime
-that is not installed is left out. GFLOP/s count the operations of the paper's graph, whatever a
-runtime makes of it; the peak is what a matrix product reaches here, and one convolution of 64
-channels to 64 is measured beside it. Memory is the peak of a process that runs this engine alone.
-What int8 loses is measured on folders of high-res images, as `train.evaluate` does.
+All have the same weights, image and number of threads, and but for `int8` compute in float32. Each
+runs in a process of its own, as people have it: the threads of several runtimes in one process slow
+each other down. Runs are interleaved and medians compared; before that the results are checked to
+be equal. A runtime that is not installed is left out. GFLOP/s count the operations of the paper's
+graph, whatever a runtime makes of it; the peak is what a matrix product reaches here, and one
+convolution of 64 channels to 64 is measured beside it. Memory is the peak of the process after the
+first picture. What int8 loses is measured on folders of high-res images, as `train.evaluate` does.
 """
 
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,8 @@ from srgan.weights import load_weights
 SIZES = [(128, 128), (251, 183), (256, 256), (512, 512)]
 #: Largest difference between two results that rounding explains.
 TOLERANCE = 1e-4
+#: Seconds between two runs, in which the threads of the first stop waiting for more work.
+PAUSE = 0.05
 Engine = Callable[[Tensor], Tensor]  # (1, 3, h, w) in [0, 1] -> (1, 3, 4h, 4w)
 
 
@@ -62,8 +67,9 @@ def onnxruntime(weights: str, folder: Path) -> Engine:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    path = _export_onnx(weights, folder)
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        folder / ONNX_FILE, options, providers=["CPUExecutionProvider"]
+    )
     return lambda lr: torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0])
 
 
@@ -71,7 +77,7 @@ def openvino(weights: str, folder: Path) -> Engine:
     import openvino
 
     model = openvino.Core().compile_model(
-        _export_onnx(weights, folder),
+        folder / ONNX_FILE,
         "CPU",
         {
             "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the processor has it
@@ -84,16 +90,14 @@ def openvino(weights: str, folder: Path) -> Engine:
 
 def ncnn(weights: str, folder: Path) -> Engine:
     import ncnn
-    import pnnx
 
-    path = folder / "generator.pt"
-    pnnx.export(_generator(weights), str(path), torch.rand(1, 3, 64, 64), fp16=False)
     network = ncnn.Net()
     network.opt.num_threads = torch.get_num_threads()
     for precision in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
         setattr(network.opt, f"use_{precision}", False)
     # Else its 9×9 convolution takes 20 GB for a picture of 256×256, and more time.
     network.opt.use_sgemm_convolution = False
+    path = folder / NCNN_FILE
     network.load_param(str(path.with_suffix(".ncnn.param")))
     network.load_model(str(path.with_suffix(".ncnn.bin")))
 
@@ -105,6 +109,7 @@ def ncnn(weights: str, folder: Path) -> Engine:
     return run
 
 
+ONNX_FILE, NCNN_FILE = "generator.onnx", "generator.pt"
 ENGINES = {f.__name__: f for f in (paper, ours, ours_int8, onnxruntime, openvino, ncnn)}
 
 
@@ -117,18 +122,19 @@ def _enlarge(weights: str, precision: str) -> Engine:
     return torch.inference_mode()(partial(upscaler.enlarge, detail=0))
 
 
-def _export_onnx(weights: str, folder: Path) -> str:
-    path = folder / "generator.onnx"
-    if not path.exists():
+def export(names: list[str], weights: str, folder: Path) -> None:
+    """Writes the paper's graph in the formats that these engines read."""
+    generator, lr = _generator(weights), torch.rand(1, 3, 64, 64)
+    if {"onnxruntime", "openvino"} & set(names):
+        sides = {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+        path = folder / ONNX_FILE
         torch.onnx.export(
-            _generator(weights),
-            (torch.rand(1, 3, 64, 64),),
-            path,
-            input_names=["lr"],
-            dynamic_shapes=({2: torch.export.Dim("height"), 3: torch.export.Dim("width")},),
-            verbose=False,
+            generator, (lr,), path, input_names=["lr"], dynamic_shapes=(sides,), verbose=False
         )
-    return str(path)
+    if "ncnn" in names:
+        import pnnx
+
+        pnnx.export(generator, str(folder / NCNN_FILE), lr, fp16=False)
 
 
 def operations(generator: Generator) -> int:
@@ -184,40 +190,97 @@ def picture(height: int, width: int) -> Tensor:
     return torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").clamp(0, 1)
 
 
-def time_engines(
-    engines: dict[str, Engine], lr: Tensor, repeats: int
+class EngineProcess:
+    """An engine in a process of its own.
+
+    Attributes:
+        result: what it makes of the picture, (1, 3, 4h, 4w).
+        loaded: bytes of memory with the engine loaded.
+        peak: bytes of memory at most, when the picture has been enlarged once.
+    """
+
+    def __init__(self, name: str, weights: str, folder: Path, size: tuple[int, int]):
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, name, weights, folder, size), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self.loaded, self.peak, result = self._receive()
+        self.result = torch.from_numpy(np.load(result))
+        result.unlink()
+
+    def __enter__(self) -> "EngineProcess":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pipe.close()
+        self._process.join()
+
+    def time(self) -> float:
+        """Seconds for the picture."""
+        time.sleep(PAUSE)
+        self._pipe.send(None)
+        return self._receive()
+
+    def _receive(self):
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            sys.exit(f"error: the process of {self.name} has died")
+
+
+def _serve(pipe: Connection, name: str, weights: str, folder: Path, size: tuple[int, int]) -> None:
+    """Enlarges one picture each time it is asked to, and tells the seconds."""
+    keep_freed_memory()  # as app and terminal program do
+    engine = ENGINES[name](weights, folder)
+    engine(picture(16, 16))
+    loaded = _peak()
+    lr = picture(*size)
+    result = engine(lr)
+    peak, path = _peak(), folder / f"{name}.npy"
+    np.save(path, result.numpy())
+    pipe.send((loaded, peak, path))
+    del result
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        start = time.perf_counter()
+        engine(lr)
+        pipe.send(time.perf_counter() - start)
+
+
+def measure(
+    names: list[str], weights: str, folder: Path, size: tuple[int, int], repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Seconds of each, and the largest difference from the first one's result.
+    """Seconds and memory of each, and the largest difference from the first one's result.
 
     Raises:
         SystemExit: a result in float32 is not equal to the first one's.
     """
-    results = {name: engine(lr) for name, engine in engines.items()}  # and warms up
-    expected = next(iter(results.values()))
-    errors = {name: (result - expected).abs().max().item() for name, result in results.items()}
-    exact = {name: error for name, error in errors.items() if name != "ours_int8"}
-    wrong = [name for name, error in exact.items() if not error < TOLERANCE]
-    if wrong:
-        sys.exit(f"error: {', '.join(wrong)} differ by more than rounding explains: {errors}")
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(repeats):
-        for name, engine in engines.items():
-            start = time.perf_counter()
-            engine(lr)
-            seconds[name].append(time.perf_counter() - start)
-    return {
-        name: {"seconds": statistics.median(values), "difference": errors[name]}
-        for name, values in seconds.items()
-    }
-
-
-def peak_memory(name: str, weights: str, height: int, width: int) -> tuple[int, int]:
-    """Bytes that a process of its own needs with the engine loaded, and at most when it runs."""
-    command = [sys.executable, "-m", "tests.benchmarks.inference", "--weights", weights]
-    command += ["--alone", name, "--sizes", f"{height}x{width}"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    loaded, peak = json.loads(output.splitlines()[-1])
-    return loaded, peak
+    with ExitStack() as stack:
+        engines = [
+            stack.enter_context(EngineProcess(name, weights, folder, size)) for name in names
+        ]
+        expected = engines[0].result
+        errors = {e.name: (e.result - expected).abs().max().item() for e in engines}
+        wrong = [n for n, error in errors.items() if n != "ours_int8" and not error < TOLERANCE]
+        if wrong:
+            sys.exit(f"error: {', '.join(wrong)} differ by more than rounding explains: {errors}")
+        rounds = [[engine.time() for engine in engines] for _ in range(repeats)]
+        return {
+            engine.name: {
+                "seconds": statistics.median(seconds),
+                "difference": errors[engine.name],
+                "loaded_bytes": engine.loaded,
+                "peak_bytes": engine.peak,
+            }
+            for engine, seconds in zip(engines, zip(*rounds, strict=True), strict=True)
+        }
 
 
 def _peak() -> int:
@@ -244,52 +307,40 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--weights", default="bundled")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--no-memory", action="store_true", help="don't measure memory")
     parser.add_argument(
         "--datasets", type=Path, nargs="*", default=[], help="measure what int8 loses on these"
     )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--alone", choices=list(ENGINES), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    keep_freed_memory()  # as app and terminal program do
 
-    with tempfile.TemporaryDirectory() as folder:
-        if options.alone:
-            engine = ENGINES[options.alone](options.weights, Path(folder))
-            engine(picture(16, 16))
-            loaded = _peak()
-            engine(picture(*options.sizes[0]))
-            print(json.dumps([loaded, _peak()]))
-            return
-        names = [name for name in options.engines if _is_there(name)]
-        left_out = [name for name in options.engines if name not in names]
-        engines = {name: ENGINES[name](options.weights, Path(folder)) for name in names}
-        flops = operations(_generator(options.weights))
-        peak, convolution = matmul_peak(), best_convolution()
-        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", end="")
-        print(f", peak {peak:.0f} GFLOP/s, one convolution {convolution:.0f}", end="")
-        print(f"; not installed: {', '.join(left_out)}" if left_out else "")
-        titles = ["size", "engine", "seconds", "ratio", "GFLOP/s", "of peak"]
-        titles += [] if options.no_memory else ["peak MB", "over loaded"]
+    names = [name for name in options.engines if _is_there(name)]
+    left_out = [name for name in options.engines if name not in names]
+    flops = operations(_generator(options.weights))
+    peak, convolution = matmul_peak(), best_convolution()
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", end="")
+    print(f", peak {peak:.0f} GFLOP/s, one convolution {convolution:.0f}", end="")
+    print(f"; not installed: {', '.join(left_out)}" if left_out else "")
+    report = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        export(names, options.weights, folder)
+        titles = ["size", "engine", "seconds", "ratio", "GFLOP/s", "of peak", "peak MB"]
+        titles += ["over loaded"]
         print(f"\n| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * (len(titles) - 2)}")
-        report = {}
         for height, width in options.sizes:
-            rows = time_engines(engines, picture(height, width), options.repeats)
+            rows = measure(names, options.weights, folder, (height, width), options.repeats)
             first = next(iter(rows.values()))["seconds"]
             for name, row in rows.items():
                 speed = flops * height * width / row["seconds"] / 1e9
                 row |= {"gflops": speed, "ratio": first / row["seconds"]}
                 cells = [f"{height}×{width}", name, f"{row['seconds']:.3f}", f"{row['ratio']:.2f}"]
-                cells += [f"{speed:.0f}", f"{speed / peak:.0%}"]
-                if not options.no_memory:
-                    loaded, most = peak_memory(name, options.weights, height, width)
-                    row |= {"loaded_bytes": loaded, "peak_bytes": most}
-                    cells += [f"{most / 1e6:.0f}", f"{(most - loaded) / 1e6:.0f}"]
+                cells += [f"{speed:.0f}", f"{speed / peak:.0%}", f"{row['peak_bytes'] / 1e6:.0f}"]
+                cells += [f"{(row['peak_bytes'] - row['loaded_bytes']) / 1e6:.0f}"]
                 print(f"| {' | '.join(cells)} |", flush=True)
             report[f"{height}x{width}"] = rows
-        losses = {path.name: lost_by_int8(options.weights, path) for path in options.datasets}
-        for name, (psnr, loss) in losses.items():
-            print(f"{name}: float32 {psnr:.2f} dB, int8 loses {loss:.3f} dB")
+    losses = {path.name: lost_by_int8(options.weights, path) for path in options.datasets}
+    for name, (psnr, loss) in losses.items():
+        print(f"{name}: float32 {psnr:.2f} dB, int8 loses {loss:.3f} dB")
     if options.json:
         report = {
             "threads": torch.get_num_threads(),
