@@ -49,6 +49,20 @@ def degrade(hr: Tensor) -> Tensor:
     return pixels.div_(255)
 
 
+def make_lr(hr: Tensor, degradation: Degradation, seeds: list[int]) -> Tensor:
+    """The low-res images of a kind.
+
+    Args:
+        hr: (N, 3, H, W) in [0, 1], H and W multiples of 4.
+        degradation: bicubic, or photo.
+        seeds: of each image; bicubic has no use for them.
+
+    Returns:
+        (N, 3, H/4, W/4) in [0, 1], multiples of 1/255.
+    """
+    return photograph.photograph(hr, seeds) if degradation == "photo" else degrade(hr)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackedImages:
     """Images of many sizes, one after another in one flat tensor.
@@ -199,11 +213,8 @@ class CropSampler:
         crops = torch.where(orientation & 2 > 0, crops.flip(2), crops)
         crops = torch.where(orientation & 4 > 0, crops.transpose(2, 3), crops)
 
-        if self.degradation == "photo":
-            seeds = torch.randint(2**62, (self.batch,), generator=self.generator)[self.share]
-            lr = photograph.photograph(crops, seeds.tolist())
-        else:
-            lr = degrade(crops)
+        seeds = torch.randint(2**62, (self.batch,), generator=self.generator)[self.share]
+        lr = make_lr(crops, self.degradation, seeds.tolist())
         lr, hr = (
             image[:, :, margin:-margin, margin:-margin].contiguous()
             for image, margin in ((lr, self.margin // SCALE), (crops, self.margin))

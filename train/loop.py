@@ -23,8 +23,7 @@ from tqdm import tqdm
 from srgan.generator import SCALE, Generator, InferenceGenerator, fold
 from srgan.hub import HUB_SPEC
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
-from train.data import CropSampler, Degradation, PackedImages, degrade, load_packed
-from train.photograph import photograph
+from train.data import CropSampler, Degradation, PackedImages, load_packed, make_lr
 from train.push import BackgroundPush
 
 logger = logging.getLogger(__name__)
@@ -303,7 +302,7 @@ def validation_pairs(
     network = InferenceGenerator(fold(generator)).to(images.pixels.device)
     for i in range(min(config.validation_images, len(images))):
         hr = _middle(images.image(i), side)
-        lr = photograph(hr, [i]) if config.degradation == "photo" else degrade(hr)
+        lr = make_lr(hr, config.degradation, [i])
         yield lr, network(lr).clamp(0, 1), hr
 
 
