@@ -9,7 +9,7 @@ each other down. Runs are interleaved and medians compared; before that the resu
 be equal. A runtime that is not installed is left out. GFLOP/s count the operations of the paper's
 graph, whatever a runtime makes of it; the peak is what a matrix product reaches here, and one
 convolution of 64 channels to 64 is measured beside it. Memory is the peak of the process after the
-first picture. What int8 loses is measured on folders of high-res images, as `train.evaluate` does.
+first picture. What int8 loses is measured on folders of high-res images, by `train.evaluate`.
 """
 
 import argparse
@@ -34,8 +34,6 @@ from torch import Tensor
 from srgan import int8
 from srgan.allocator import keep_freed_memory
 from srgan.generator import Generator
-from srgan.image import INPUT_SUFFIXES, crop_to_scale, open_image, shrink, to_tensor
-from srgan.metrics import psnr_y
 from srgan.upscaler import Upscaler
 from srgan.weights import load_weights
 
@@ -171,17 +169,36 @@ def best_convolution(side: int = 128, repeats: int = 7) -> float:
     return 2 * conv.weight.numel() * side**2 / min(seconds) / 1e9
 
 
-def lost_by_int8(weights: str, dataset: Path) -> tuple[float, float]:
-    """Mean PSNR-Y in dB of float32 on a folder of high-res images, and what int8 loses of it."""
-    engines = ours(weights, dataset), ours_int8(weights, dataset)
-    total = [0.0, 0.0]
-    files = [path for path in sorted(dataset.iterdir()) if path.suffix.lower() in INPUT_SUFFIXES]
-    for path in files:
-        hr = crop_to_scale(open_image(path, max_pixels=2**26))
-        lr, original = to_tensor(shrink(hr)), to_tensor(hr)
-        for i, engine in enumerate(engines):
-            total[i] += psnr_y((engine(lr).clamp(0, 1) * 255).round() / 255, original)
-    return total[0] / len(files), (total[0] - total[1]) / len(files)
+def lost_by_int8(weights: str, datasets: list[Path]) -> list[tuple[str, str, float, float]]:
+    """What int8 loses on folders of high-res images, clean and as photographs.
+
+    Returns:
+        (dataset, network, mean PSNR-Y in dB of float32, of int8).
+    """
+    from train.evaluate import LABELS, EvaluateConfig, evaluate
+
+    rows = []
+    for degradation in ("bicubic", "photo"):
+        exact, rounded = (
+            evaluate(
+                EvaluateConfig(
+                    datasets=datasets,
+                    degradation=degradation,
+                    weights=weights,
+                    vgg="none",
+                    device="cpu",
+                    precision=precision,
+                )
+            )["evaluation"]
+            for precision in ("float32", "int8")
+        )
+        rows += [
+            (dataset, LABELS[network], metrics["psnr_y"], rounded[dataset][network]["psnr_y"])
+            for dataset, networks in exact.items()
+            for network, metrics in networks.items()
+            if network != "bicubic"
+        ]
+    return rows
 
 
 def picture(height: int, width: int) -> Tensor:
@@ -338,15 +355,22 @@ def main() -> None:
                 cells += [f"{(row['peak_bytes'] - row['loaded_bytes']) / 1e6:.0f}"]
                 print(f"| {' | '.join(cells)} |", flush=True)
             report[f"{height}x{width}"] = rows
-    losses = {path.name: lost_by_int8(options.weights, path) for path in options.datasets}
-    for name, (psnr, loss) in losses.items():
-        print(f"{name}: float32 {psnr:.2f} dB, int8 loses {loss:.3f} dB")
+    losses = lost_by_int8(options.weights, options.datasets) if options.datasets else []
+    if losses:
+        print(
+            "\n| dataset | network | float32, dB | int8, dB | lost |\n| --- | --- |" + " ---: |" * 3
+        )
+    for dataset, network, exact, rounded in losses:
+        print(f"| {dataset} | {network} | {exact:.2f} | {rounded:.2f} | {exact - rounded:.3f} |")
     if options.json:
         report = {
             "threads": torch.get_num_threads(),
             "peak_gflops": peak,
             "convolution_gflops": convolution,
-            "int8_loss_db": {name: loss for name, (_, loss) in losses.items()},
+            "int8": [
+                dict(zip(("dataset", "network", "float32_db", "int8_db"), row, strict=True))
+                for row in losses
+            ],
             "sizes": report,
         }
         options.json.write_text(json.dumps(report, indent=2) + "\n")
