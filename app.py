@@ -221,9 +221,9 @@ class Handlers:
                 f"{', '.join(OUTPUT_FORMATS)}.",
                 print_exception=False,
             )
-        self._check_model(model)
 
         def work(report: Report) -> str:
+            self.upscaler.check(detail, model)
             photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
             sr = self._run_network(photo, detail, report, model)[0]
             name = f"{_stem(image)}-{RESULTS[model]}{OUTPUT_FORMATS[output_format]}"
@@ -250,9 +250,9 @@ class Handlers:
         Returns:
             Two PNG images of one size, SRGAN second.
         """
-        self._check_model(model)
 
         def work(report: Report) -> tuple[str, str]:
+            self.upscaler.check(detail, model)
             photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
             sr = self._run_network(photo, detail, report, model)[0]
             plain = enlarge_bicubic(photo) if left == BICUBIC else enlarge_nearest(photo)
@@ -426,14 +426,6 @@ class Handlers:
                 f"at least {RESTORE_LEAST} a side. Choose “Enlarge ×{SCALE}” for small images."
             )
         return shrink(original), original
-
-    def _check_model(self, model: str) -> None:
-        if model not in self.upscaler.models:
-            raise gr.Error(
-                f"There is no model {html.escape(str(model))!r} here, only "
-                f"{' and '.join(self.upscaler.models)}.",
-                print_exception=False,
-            )
 
     def _enlarge_once(
         self, run: Run, lr: Image.Image, report: Report

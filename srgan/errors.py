@@ -3,7 +3,7 @@
 SRGANError
 ├── ImageError     the image can't be read, enlarged or written
 ├── WeightsError   the weights can't be found, read, trusted or written
-├── SettingError   a variable of the environment has a senseless value; a ValueError too
+├── SettingError   an option or a variable of the environment is senseless; a ValueError too
 └── Cancelled      the caller asked to stop
 """
 
@@ -21,7 +21,7 @@ class WeightsError(SRGANError):
 
 
 class SettingError(SRGANError, ValueError):
-    """A variable of the environment has a senseless value."""
+    """An option or a variable of the environment has a senseless value."""
 
 
 class Cancelled(SRGANError):

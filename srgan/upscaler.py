@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from srgan import winograd
-from srgan.errors import ImageError
+from srgan.errors import ImageError, SettingError
 from srgan.generator import SCALE, InferenceGenerator, fold
 from srgan.image import (
     check_size,
@@ -43,6 +44,8 @@ CALIBRATION_SIDE = 64
 #: `auto` wants int8 to be this close to float32, in dB of PSNR: it then costs a network with 31 dB
 #: to the original less than 0.05 dB.
 LEAST_LIKENESS = 50.0
+#: Of a picture: turned by quarters, mirrored or not.
+ORIENTATIONS = 8
 #: No tile is made smaller than this for want of memory.
 LEAST_TILE = 32
 #: Networks of different model or detail that are kept ready, 6 MB each.
@@ -125,6 +128,19 @@ class Upscaler:
             self._network(model, self.default_detail)
         logger.info("weights %s on %s, %s", self.weights.source, self.device, self.precision)
 
+    def check(self, detail: float | None = None, model: Model = "clean") -> None:
+        """Does nothing, but for what `upscale` would refuse.
+
+        Raises:
+            SettingError: detail is outside [0, 1], or the weights don't have the model.
+        """
+        if detail is not None and not 0 <= detail <= 1:
+            raise SettingError(f"detail must be in [0, 1], got {detail}")
+        if model not in self.models:
+            raise SettingError(
+                f"model must be one that the weights have ({', '.join(self.models)}), got {model!r}"
+            )
+
     def upscale(
         self,
         image: Image.Image,
@@ -132,6 +148,7 @@ class Upscaler:
         progress: Callable[[float], None] | None = None,
         *,
         model: Model = "clean",
+        self_ensemble: bool = False,
     ) -> Image.Image:
         """Enlarges an image to exactly 4× each side.
 
@@ -146,14 +163,23 @@ class Upscaler:
                 (0, 1]. What it raises, `srgan.Cancelled` say, ends the work and is passed on.
             model: one of `models`. photo, for JPEGs with blocks, noise or slight blur, has one look
                 only: `detail` has no effect.
+            self_ensemble: take the mean over the image's eight orientations (Timofte et al. 2016,
+                "Seven ways to improve example-based single image super resolution", §3.5): nearer
+                to the original and smoother, in eight times the time.
 
         Raises:
             ImageError: the image is empty, too large, or needs more memory than there is.
-            ValueError: detail is outside [0, 1], or the weights don't have the model.
+            SettingError: as `check`.
         """
         check_size(image, self.max_pixels)
         try:
-            enlarge = partial(self.enlarge, detail=detail, progress=progress, model=model)
+            enlarge = partial(
+                self.enlarge,
+                detail=detail,
+                progress=progress,
+                model=model,
+                self_ensemble=self_ensemble,
+            )
             return map_pixels(image, enlarge)
         except (MemoryError, RuntimeError) as exc:
             if not _means_out_of_memory(exc):
@@ -170,28 +196,45 @@ class Upscaler:
         progress: Callable[[float], None] | None = None,
         *,
         model: Model = "clean",
+        self_ensemble: bool = False,
     ) -> Tensor:
         """What `upscale` does to the pixels, in smaller tiles where memory doesn't suffice.
 
         Args:
             lr: (1, 3, h, w), RGB float32 in [0, 1].
-            detail, progress, model: as for `upscale`; after a lack of memory progress begins anew.
+            detail, progress, model, self_ensemble: as for `upscale`; where memory lacked, progress
+                goes back.
 
         Returns:
             (1, 3, 4h, 4w) on `device`, not clamped.
 
         Raises:
-            ValueError: detail is outside [0, 1], or the weights don't have the model.
+            SettingError: as `check`.
             MemoryError, RuntimeError: there is not enough memory for the smallest tiles.
         """
+        self.check(detail, model)
         detail = self.default_detail if detail is None else float(detail)
-        if not 0 <= detail <= 1:
-            raise ValueError(f"detail must be in [0, 1], got {detail}")
-        if model not in self.models:
-            raise ValueError(
-                f"model must be one that the weights have ({', '.join(self.models)}), got {model!r}"
-            )
         network, lr = self._network(model, detail), lr.to(self.device)
+        if not self_ensemble:
+            return self._enlarge(network, lr, progress)
+        mean = lr.new_zeros(1, 3, *(SCALE * side for side in lr.shape[2:]))
+        for i, (mirrored, turns) in enumerate(product((False, True), range(4))):
+
+            def report(share: float, done: int = i) -> None:
+                if progress is not None:
+                    progress((done + share) / ORIENTATIONS)
+
+            seen = (lr.flip(3) if mirrored else lr).rot90(turns, (2, 3))
+            sr = self._enlarge(network, seen, report).rot90(-turns, (2, 3))
+            mean.add_(sr.flip(3) if mirrored else sr, alpha=1 / ORIENTATIONS)
+        return mean
+
+    def _enlarge(
+        self,
+        network: InferenceGenerator,
+        lr: Tensor,
+        progress: Callable[[float], None] | None,
+    ) -> Tensor:
         body_tile, tail_tile = self._body_tile, self._tail_tile
         while True:
             try:

@@ -73,6 +73,21 @@ def test_means_are_over_the_images_and_networks_are_told_apart(tmp_path, dataset
     assert mean["srgan"]["psnr_y"] < mean["srresnet"]["psnr_y"]  # its colours are off by 0.05
 
 
+def test_self_ensemble_is_measured_under_its_own_name(tmp_path, dataset, generators):
+    save_weights(tmp_path / "w", *generators, adversarial=True)
+    config = EvaluateConfig(
+        datasets=[dataset],
+        weights=str(tmp_path / "w"),
+        vgg="none",
+        device="cpu",
+        self_ensemble=True,
+    )
+    measured = evaluate(config)["images"]["Waves, self-ensemble"]["0.png"]["srgan"]
+    hr = Image.open(dataset / "0.png").crop((0, 0, 60, 48))
+    sr = Upscaler(tmp_path / "w").upscale(shrink(hr), 1.0, self_ensemble=True)
+    assert measured["psnr_y"] == pytest.approx(psnr_y(to_tensor(sr), to_tensor(hr)), abs=0.02)
+
+
 def test_sheets_show_five_pieces_side_by_side(tmp_path, dataset, generators):
     save_weights(tmp_path / "w", *generators, adversarial=True)
     sheets = tmp_path / "sheets"

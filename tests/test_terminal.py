@@ -99,6 +99,12 @@ def test_model_is_passed_on(photo, tmp_path, tiny_photo_weights):
     assert np.array_equal(pixels(tmp_path / "large.png"), np.asarray(expected))
 
 
+def test_self_ensemble_is_passed_on(photo, tmp_path, tiny_weights):
+    assert run(photo, tmp_path / "large.png", "--self-ensemble") == 0
+    expected = Upscaler(tiny_weights).upscale(open_image(photo), self_ensemble=True)
+    assert np.array_equal(pixels(tmp_path / "large.png"), np.asarray(expected))
+
+
 def test_option_goes_before_the_variable(photo, tmp_path, tiny_weights, monkeypatch):
     monkeypatch.setenv("SRGAN_WEIGHTS", "/no/such/folder")
     assert run(photo, tmp_path / "large.png", "--weights", tiny_weights) == 0
@@ -214,11 +220,11 @@ def test_input_is_not_overwritten_through_a_link(photo, tmp_path, capsys, no_net
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--detail", "1.5"], "--detail must be in [0, 1], got 1.5"),
-        (["--detail", "nan"], "--detail must be in [0, 1], got nan"),
+        (["--detail", "1.5"], "detail must be in [0, 1], got 1.5"),
+        (["--detail", "nan"], "detail must be in [0, 1], got nan"),
         (["--tile", "0"], "tile must be at least 1, got 0"),
         (["--device", "abacus"], "device abacus is not available here"),
-        (["--model", "photo"], "--model must be one that the weights have (clean), got photo"),
+        (["--model", "photo"], "model must be one that the weights have (clean), got 'photo'"),
         (["--weights", "no-such-thing"], "No weights at 'no-such-thing'"),
         (["--weights", "no/such.safetensors"], "No weights at 'no/such.safetensors'"),
         (["--weights", "user/repo"], "user/repo can't be had from the Hub"),

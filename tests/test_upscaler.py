@@ -123,6 +123,33 @@ def test_many_details_do_not_fill_the_memory(tiny_weights):
     assert same(upscaler.upscale(photo(), 0.0), first)
 
 
+# -------------------------------------------------------------------------------- self-ensemble
+
+
+def test_self_ensemble_does_not_care_how_the_image_is_turned(upscaler):
+    lr = to_tensor(photo())
+    expected = upscaler.enlarge(lr, self_ensemble=True)
+    for turn in (lambda x: x.flip(3), lambda x: x.rot90(1, (2, 3))):
+        turned = upscaler.enlarge(turn(lr), self_ensemble=True)
+        torch.testing.assert_close(turned, turn(expected), rtol=0, atol=1e-5)
+        assert (upscaler.enlarge(turn(lr)) - turn(upscaler.enlarge(lr))).abs().max() > 0.01
+
+
+def test_self_ensemble_is_a_mean_with_the_plain_result_among_it(upscaler):
+    lr = to_tensor(photo())
+    mean, plain = upscaler.enlarge(lr, self_ensemble=True), upscaler.enlarge(lr)
+    others = [upscaler.enlarge(lr.flip(axes)).flip(axes) for axes in ((2,), (3,), (2, 3))]
+    for axes in ((), (2,), (3,), (2, 3)):
+        others.append(upscaler.enlarge(lr.mT.flip(axes)).flip(axes).mT)
+    torch.testing.assert_close(mean, sum(others, plain) / 8, rtol=0, atol=1e-5)
+
+
+def test_progress_of_a_self_ensemble_goes_once_from_0_to_1(upscaler):
+    shares = []
+    upscaler.upscale(photo(), progress=shares.append, self_ensemble=True)
+    assert shares == sorted(shares) and shares[0] < 0.1 and shares[-1] == pytest.approx(1)
+
+
 # ---------------------------------------------------------------------------------------- model
 
 

@@ -16,6 +16,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
@@ -84,6 +85,8 @@ class EvaluateConfig:
     """Folder for comparison sheets: low-res, the networks of the tables, original."""
     sheet_crop: int = 160
     """Side of the pieces on the sheets in HR pixels."""
+    self_ensemble: bool = False
+    """Take the mean over eight orientations of each image, as `Upscaler.upscale` can."""
     device: str | None = None
     """cpu, cuda …; by default the fastest there is."""
     precision: Precision = "float32"
@@ -117,6 +120,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         if not files:
             raise ValueError(f"{folder} holds no images")
         dataset = folder.name + (", photo" if config.degradation == "photo" else "")
+        dataset += ", self-ensemble" if config.self_ensemble else ""
         images[dataset] = {}
         traces = []
         for seed, path in enumerate(tqdm(files, desc=dataset, unit="image")):
@@ -125,7 +129,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             if config.degradation == "photo":
                 pixels = photograph(to_tensor(hr), [seed])[0]
                 lr = to_pil_image(pixels.mul(255).round().to(torch.uint8))
-            results = dict(_enlarge(upscaler, lr, config.degradation))
+            results = dict(_enlarge(upscaler, lr, config))
             original = to_tensor(hr)
             enlarged = {name: to_tensor(image) for name, image in results.items()}
             images[dataset][path.name] = _measure(enlarged, original, vgg, lpips, upscaler.device)
@@ -152,14 +156,15 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 
 def _enlarge(
-    upscaler: Upscaler, lr: Image.Image, degradation: Degradation
+    upscaler: Upscaler, lr: Image.Image, config: EvaluateConfig
 ) -> Iterator[tuple[str, Image.Image]]:
+    upscale = partial(upscaler.upscale, lr, self_ensemble=config.self_ensemble)
     yield "bicubic", enlarge_bicubic(lr)
-    yield "srresnet", upscaler.upscale(lr, detail=0.0)
+    yield "srresnet", upscale(detail=0.0)
     if upscaler.weights.adversarial:  # else it is the same network
-        yield "srgan", upscaler.upscale(lr, detail=1.0)
-    if degradation == "photo" and "photo" in upscaler.models:
-        yield "photo", upscaler.upscale(lr, model="photo")
+        yield "srgan", upscale(detail=1.0)
+    if config.degradation == "photo" and "photo" in upscaler.models:
+        yield "photo", upscale(model="photo")
 
 
 def _measure(
