@@ -251,12 +251,22 @@ class InferenceGenerator(nn.Module):
     def body(self, lr: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
         """(N, 3, h, w) in [0, 1] -> features (N, C, h, w); `tick` is called after each block."""
         lr = lr.to(self.stem_weight.dtype, memory_format=torch.channels_last)
-        stem = x = self.convolve("stem", lr)
+        stem = self.convolve("stem", lr)
+        x = stem.clone()
         for i in range(self.depth):
-            x = self.convolve(f"blocks.{i}.conv2", self.convolve(f"blocks.{i}.conv1", x)).add_(x)
+            self.add_block(i, x)
             if tick is not None:
                 tick()
-        return self.convolve("conv", x).add_(stem)
+        self.add_convolution("conv", x, stem)
+        return stem
+
+    def add_block(self, i: int, x: Tensor) -> None:
+        """Adds residual block i to its input (N, C, h, w), in place."""
+        x += self.convolve(f"blocks.{i}.conv2", self.convolve(f"blocks.{i}.conv1", x))
+
+    def add_convolution(self, name: str, x: Tensor, total: Tensor) -> None:
+        """Adds the named convolution of x (N, C, h, w) to total, in place."""
+        total += self.convolve(name, x)
 
     def tail(self, features: Tensor) -> Tensor:
         """Features (N, C, h, w) -> (N, 3, 4h, 4w), not clamped."""

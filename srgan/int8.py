@@ -7,7 +7,7 @@ convolutions within PyTorch. Float32 remain the stem, whose input are the pixels
 the residual blocks add to, and the head's few inputs of large weight.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from srgan.generator import InferenceGenerator
 from srgan.metrics import psnr_y
+from srgan.tiling import bands
 
 #: Inputs of the head with the largest weights, which stay float32: the channels that carry the
 #: colours themselves have weights that would leave next to no digits for those of the others.
@@ -29,6 +30,8 @@ BETWEEN = torch.bfloat16
 #: Largest integer.
 TOP = 255
 
+#: The convolutions outside of the body.
+TAIL = "upsample1", "upsample2", "head"
 #: Convolution -> smallest and largest value of its input.
 Ranges = dict[str, tuple[float, float]]
 
@@ -60,7 +63,7 @@ def available() -> bool:
             return False
         q = torch.full((1, 64, 4, 4), TOP, dtype=torch.uint8)
         q = q.contiguous(memory_format=torch.channels_last)
-        conv = _pack(torch.full((16, 64, 3, 3), 127.0), torch.zeros(16), zero=0)
+        conv = _pack(torch.full((16, 64, 3, 3), 127.0), torch.zeros(16), zero=0, rows=1)
         result = _convolve(q, conv, BETWEEN, 0, 1e9)
         total = torch.zeros_like(result, dtype=torch.float32)
         _add_convolution(total, q, conv)
@@ -86,7 +89,8 @@ class _Watch(InferenceGenerator):
 
 
 class Int8Generator(InferenceGenerator):
-    """`InferenceGenerator` in 8-bit integers, on a CPU where they are `available`.
+    """`InferenceGenerator` in 8-bit integers, on a CPU where they are `available`; takes one image
+    at a time.
 
     Args:
         state: as for `InferenceGenerator`.
@@ -114,19 +118,29 @@ class Int8Generator(InferenceGenerator):
             if name in self._follower:  # then the result counts in steps of that one's grid
                 step = self._grids[self._follower[name]].scale
                 weight, bias = weight / step, bias / step
-            self._convolutions[name] = _pack(weight, bias, grid.zero)
+            # In the body rows of zeros are there where they are needed.
+            rows = weight.shape[-1] // 2 if name in TAIL else 0
+            self._convolutions[name] = _pack(weight, bias, grid.zero, rows)
             self.drop(name)
 
-    def body(self, lr: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
-        stem = self.convolve("stem", lr.contiguous(memory_format=CL))
-        x = stem.clone()
-        for i in range(self.depth):
-            y = self._convolve(f"blocks.{i}.conv1", self._round(f"blocks.{i}.conv1", x))
-            self._add(f"blocks.{i}.conv2", self._activate(f"blocks.{i}.conv1", y), x)
-            if tick is not None:
-                tick()
-        self._add("conv", self._round("conv", x), stem)
-        return stem
+    def add_block(self, i: int, x: Tensor) -> None:
+        first, second = f"blocks.{i}.conv1", f"blocks.{i}.conv2"
+        height, waiting = x.shape[2], None
+        for band in bands(x):
+            y = self._convolve(first, self._round(first, x, _grow(band, 2)))
+            q = self._activate(first, y)  # of the rows next to the band too
+            if band.start == 0:
+                q[:, :, 0] = self._grids[second].zero
+            if band.stop == height:
+                q[:, :, -1] = self._grids[second].zero
+            if waiting:  # till the rows that this band and the one before both need were read
+                self._add(second, *waiting)
+            waiting = q, x[:, :, band]
+        self._add(second, *waiting)
+
+    def add_convolution(self, name: str, x: Tensor, total: Tensor) -> None:
+        for band in bands(x):
+            self._add(name, self._round(name, x, _grow(band, 1)), total[:, :, band])
 
     def tail(self, features: Tensor) -> Tensor:
         y = self._convolve("upsample1", self._round("upsample1", features))
@@ -138,11 +152,16 @@ class Int8Generator(InferenceGenerator):
         self._add("head", q, x)
         return F.pixel_shuffle(x, 2)
 
-    def _round(self, name: str, x: Tensor) -> Tensor:
-        """The input of the named convolution in integers."""
+    def _round(self, name: str, x: Tensor, rows: slice | None = None) -> Tensor:
+        """These rows of the named convolution's input in integers; those outside of x are zero."""
         scale, zero = self._grids[name]
-        q = torch.empty_like(x, dtype=torch.uint8, memory_format=CL)
-        for part, rounded in _strips(x, q):
+        rows = rows or slice(0, x.shape[2])
+        inside = slice(max(0, rows.start), min(x.shape[2], rows.stop))
+        above, below = inside.start - rows.start, inside.stop - rows.start
+        size = (*x.shape[:2], rows.stop - rows.start, x.shape[3])
+        q = torch.empty(size, dtype=torch.uint8, memory_format=CL)
+        q[:, :, :above], q[:, :, below:] = zero, zero
+        for part, rounded in _strips(x[:, :, inside], q[:, :, above:below]):
             _copy(part.mul(1 / scale).add_(zero + 0.5).clamp_(0, TOP), rounded)
         return q
 
@@ -193,6 +212,10 @@ def _grid(low: float, high: float) -> _Grid:
     return _Grid(scale, round(-low / scale))
 
 
+def _grow(rows: slice, by: int) -> slice:
+    return slice(rows.start - by, rows.stop + by)
+
+
 def _strips(x: Tensor, q: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The same rows of both, a few at a time; both have the same shape."""
     rows = max(1, STRIP // (x.numel() // x.shape[2]))
@@ -204,11 +227,12 @@ def _copy(x: Tensor, q: Tensor) -> None:
     q.copy_(x.to(torch.int16))
 
 
-def _pack(weight: Tensor, bias: Tensor, zero: int) -> _Convolution:
-    """A convolution of integers q, with scale 1 and this zero point."""
+def _pack(weight: Tensor, bias: Tensor, zero: int, rows: int) -> _Convolution:
+    """A convolution of integers q, with scale 1 and this zero point, and with so many rows of
+    padding; of columns it has as many as keep the width."""
     scales = weight.abs().amax((1, 2, 3)).clamp_min(1e-12) / 127
     rounded = _round_taps(weight / scales.view(-1, 1, 1, 1)).to(torch.int8)
-    padding = [weight.shape[-1] // 2] * 2
+    padding = [rows, weight.shape[-1] // 2]
     packed = torch.ops.onednn.qconv_prepack(
         rounded, scales, 1.0, zero, [1, 1], padding, [1, 1], 1, None
     )

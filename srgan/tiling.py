@@ -14,6 +14,8 @@ from torch import Tensor
 from srgan.generator import SCALE, InferenceGenerator
 
 Rectangle = tuple[slice, slice]
+#: Pixels of the features that are computed at a time where they stay in a processor's cache.
+BAND = 2**16
 
 
 def enlarge_tiled(
@@ -94,6 +96,13 @@ def split(span: slice, count: int) -> list[slice]:
     length = span.stop - span.start
     edges = [span.start + length * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def bands(features: Tensor) -> list[slice]:
+    """Rows of features (N, C, h, w) that together have about `BAND` pixels; two rows at least, if
+    there are so many."""
+    height, width = features.shape[2:]
+    return split(slice(0, height), max(1, min(height // 2, -(-height * width // BAND))))
 
 
 def _grow(tile: Rectangle, halo: int, height: int, width: int) -> Rectangle:

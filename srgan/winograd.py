@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srgan.generator import InferenceGenerator
-from srgan.tiling import split
+from srgan.tiling import bands, split
 
 #: Pixels a side of a tile of the output, and of the input that it needs.
 OUT, IN = 4, 6
@@ -61,9 +61,19 @@ class WinogradConvolution:
         self._outputs = len(bias)
         self._slope = slope
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, O, h, w), channels_last but for gaps between the rows."""
+    def __call__(self, x: Tensor, part: slice | None = None) -> Tensor:
+        """Convolves.
+
+        Args:
+            x: (N, C, h, w).
+            part: rows of the result that are wanted; None for all h.
+
+        Returns:
+            (N, O, rows, w), channels_last but for gaps between the rows.
+        """
         channels, height, width = x.shape[1:]
+        part = part or slice(0, height)
+        height = part.stop - part.start
         rows, columns = -(-height // OUT), -(-width // OUT)  # of tiles
         tiles = max(TILES, THREAD_TILES * torch.get_num_threads())
         result = x.new_empty(len(x), OUT * rows, OUT * columns, self._outputs)
@@ -76,12 +86,12 @@ class WinogradConvolution:
                     top, bottom = down.start, down.stop
                     size = bottom - top, right - left
                     block = blocks.get(size) or blocks.setdefault(size, _Block(*size, channels))
-                    block.read(pixels, OUT * top - 1, OUT * left - 1)
-                    part = out[OUT * top : OUT * bottom, OUT * left : OUT * right]
+                    block.read(pixels, part.start + OUT * top - 1, OUT * left - 1)
+                    written = out[OUT * top : OUT * bottom, OUT * left : OUT * right]
                     for i, (kernel, bias) in enumerate(self._parts):
-                        block.write(kernel, bias, part[:, :, i * channels : (i + 1) * channels])
+                        block.write(kernel, bias, written[:, :, i * channels : (i + 1) * channels])
                     if self._slope != 1:
-                        F.leaky_relu_(part, self._slope)
+                        F.leaky_relu_(written, self._slope)
         return result.permute(0, 3, 1, 2)[:, :, :height, :width]
 
 
@@ -213,6 +223,22 @@ class WinogradGenerator(InferenceGenerator):
                 bias, slope = state[f"{name}.bias"], self.slopes.get(name, 1.0)
                 self._convolutions[name] = WinogradConvolution(weight, bias, slope)
                 self.drop(name)
+
+    def add_block(self, i: int, x: Tensor) -> None:
+        first, second = (self._convolutions[f"blocks.{i}.conv{j}"] for j in (1, 2))
+        height, waiting = x.shape[2], None
+        for band in bands(x):
+            # The rows next to the band too, where there are some: the second one needs them.
+            seen = slice(max(0, band.start - 1), min(height, band.stop + 1))
+            y = first(x, seen)
+            if waiting:  # till the rows that this band and the one before both need were read
+                x[:, :, waiting[0]] += waiting[1]
+            waiting = band, second(y, slice(band.start - seen.start, band.stop - seen.start))
+        x[:, :, waiting[0]] += waiting[1]
+
+    def add_convolution(self, name: str, x: Tensor, total: Tensor) -> None:
+        for band in bands(x):
+            total[:, :, band] += self._convolutions[name](x, band)
 
     def convolve(self, name: str, x: Tensor) -> Tensor:
         if name in self._convolutions:

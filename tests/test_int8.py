@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from srgan import tiling
 from srgan.generator import GeneratorConfig, InferenceGenerator, fold
 from srgan.int8 import (
     TOP,
@@ -41,7 +42,7 @@ def test_convolutions_are_exact(kernel, zero):
     weight[:, 0, 0, 0] = 127  # so that every output's scale is 1
     bias = torch.arange(8.0)
     expected = F.conv2d(q.float() - zero, weight, bias, padding=kernel // 2)
-    conv = _pack(weight, bias, zero)
+    conv = _pack(weight, bias, zero, kernel // 2)
     x = torch.randn(1, 8, 9, 7).contiguous(memory_format=torch.channels_last)
     total = x.clone()
     _add_convolution(total, q.to(torch.uint8), conv)
@@ -120,6 +121,17 @@ def test_parts_of_a_picture_are_as_the_whole(bundled, calibration):
         whole = network(lr)
         part = network(lr[:, :, :, : 40 + halo])[:, :, :, : 4 * 40]
     assert (whole[:, :, :, : 4 * 40] - part).abs().max() < 1 / 255
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 5, 8, 29])
+@torch.inference_mode()
+def test_bands_give_the_same_picture(bundled, calibration, monkeypatch, height):
+    network = Int8Generator(bundled, calibration[0])
+    lr = _calibration_images()[1][:, :, :height, :21]
+    expected = network(lr)
+    monkeypatch.setattr(tiling, "BAND", 3 * 21)
+    assert len(tiling.bands(lr)) == max(1, min(height // 2, -(-height // 3)))
+    torch.testing.assert_close(network(lr), expected, rtol=0, atol=1e-4)
 
 
 def test_progress_is_told_block_by_block(make_generator):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from srgan import GeneratorConfig
+from srgan import GeneratorConfig, tiling
 from srgan.generator import InferenceGenerator, fold
 from srgan.winograd import WinogradConvolution, WinogradGenerator
 
@@ -77,3 +77,15 @@ def test_generator_gives_the_same_picture(make_generator, size):
     torch.testing.assert_close(network(lr), expected(lr), rtol=0, atol=1e-5)
     assert network.body_work == expected.body_work
     assert network.tail_work == expected.tail_work
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 5, 8, 29])
+@torch.inference_mode()
+def test_bands_give_the_same_picture(make_generator, monkeypatch, height):
+    state = fold(make_generator(config=GeneratorConfig(channels=8, blocks=3)))
+    lr = torch.rand(1, 3, height, 21, generator=torch.Generator().manual_seed(0))
+    network = WinogradGenerator(state)
+    expected = network(lr)
+    monkeypatch.setattr(tiling, "BAND", 3 * 21)
+    assert len(tiling.bands(lr)) == max(1, min(height // 2, -(-height // 3)))
+    torch.testing.assert_close(network(lr), expected, rtol=0, atol=1e-5)
