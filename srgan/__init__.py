@@ -5,6 +5,12 @@
 >>> save_image(upscaler.upscale(open_image("photo.jpg")), "large.png")
 """
 
+import os
+
+# Read when torch loads libgomp. A thread that waits for the others spins, by default 300,000 times:
+# where other programs want the processors too, it takes them from the thread that it waits for.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 from srgan.errors import Cancelled, ImageError, SettingError, SRGANError, WeightsError
 from srgan.generator import SCALE, Generator, GeneratorConfig
 from srgan.image import open_image, save_image

@@ -1,6 +1,7 @@
 """Imports go one way: app.py → server.py → srgan ← train."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -83,3 +84,24 @@ def test_every_public_name_is_there():
 
     assert srgan.__all__ == sorted(srgan.__all__, key=lambda name: (name.upper() != name, name))
     assert all(hasattr(srgan, name) for name in srgan.__all__)
+
+
+@pytest.mark.parametrize("given, seen", [(None, "1000"), ("7", "7")])
+def test_threads_are_told_not_to_spin_for_long_before_torch_is_loaded(given, seen):
+    code = """
+import os, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"))
+            sys.exit()
+sys.meta_path.insert(0, Finder())
+import srgan
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    if given:
+        environment["GOMP_SPINCOUNT"] = given
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == seen

@@ -1,31 +1,35 @@
 """Speed and memory of enlarging: the network as in the paper, ours, and other runtimes.
 
     pip install -r tests/benchmarks/requirements.txt
-    python -m tests.benchmarks.inference [--sizes 128 256 512] [--datasets Set5 Set14] [--json FILE]
+    python -m tests.benchmarks.inference [--sizes 128 256 512] [--busy 1] [--datasets Set5 Set14]
+        [--json FILE]
 
 All have the same weights, image and number of threads, and but for `int8` compute in float32. Each
 runs in a process of its own, as people have it: the threads of several runtimes in one process slow
-each other down. Runs are interleaved and medians compared; before that the results are checked to
-be equal. A runtime that is not installed is left out. GFLOP/s count the operations of the paper's
-graph, whatever a runtime makes of it; the peak is what a matrix product reaches here, and one
-convolution of 64 channels to 64 is measured beside it. Memory is the peak of the process after the
-first picture. What int8 loses is measured on folders of high-res images, by `train.evaluate`.
+each other down; --busy lets other programs want the processors too. Runs are interleaved and
+medians compared; before that the results are checked to be equal. A runtime that is not installed
+is left out. GFLOP/s count the operations of the paper's graph, whatever a runtime makes of it; the
+peak is what a matrix product reaches here, and one convolution of 64 channels to 64 is measured
+beside it. Memory is the peak of the process after the first picture. What int8 loses is measured on
+folders of high-res images, by `train.evaluate`.
 """
 
 import argparse
 import importlib.util
 import json
 import multiprocessing
+import os
 import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -41,6 +45,8 @@ from srgan.weights import load_weights
 SIZES = [(128, 128), (251, 183), (256, 256), (512, 512)]
 #: Largest difference between two results that rounding explains.
 TOLERANCE = 1e-4
+#: How often a thread of libgomp looks for work before it sleeps, by default; `srgan` has less.
+LIBGOMP_SPINS = "300000"
 #: Seconds between two runs, in which the threads of the first stop waiting for more work.
 PAUSE = 0.05
 Engine = Callable[[Tensor], Tensor]  # (1, 3, h, w) in [0, 1] -> (1, 3, 4h, 4w)
@@ -223,7 +229,9 @@ class EngineProcess:
         self._process = context.Process(
             target=_serve, args=(theirs, name, weights, folder, size), daemon=True
         )
-        self._process.start()
+        others = {} if name.startswith("ours") else {"GOMP_SPINCOUNT": LIBGOMP_SPINS}
+        with mock.patch.dict(os.environ, others):
+            self._process.start()
         theirs.close()
         self.loaded, self.peak, result = self._receive()
         self.result = torch.from_numpy(np.load(result))
@@ -271,8 +279,32 @@ def _serve(pipe: Connection, name: str, weights: str, folder: Path, size: tuple[
         pipe.send(time.perf_counter() - start)
 
 
+@contextmanager
+def busy(programs: int) -> Iterator[None]:
+    """So many other programs each want a processor meanwhile."""
+    running = [multiprocessing.Process(target=_want_a_processor) for _ in range(programs)]
+    for process in running:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+
+
+def _want_a_processor() -> None:
+    while True:
+        pass
+
+
 def measure(
-    names: list[str], weights: str, folder: Path, size: tuple[int, int], repeats: int
+    names: list[str],
+    weights: str,
+    folder: Path,
+    size: tuple[int, int],
+    repeats: int,
+    programs: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Seconds and memory of each, and the largest difference from the first one's result.
 
@@ -288,7 +320,8 @@ def measure(
         wrong = [n for n, error in errors.items() if n != "ours_int8" and not error < TOLERANCE]
         if wrong:
             sys.exit(f"error: {', '.join(wrong)} differ by more than rounding explains: {errors}")
-        rounds = [[engine.time() for engine in engines] for _ in range(repeats)]
+        with busy(programs):
+            rounds = [[engine.time() for engine in engines] for _ in range(repeats)]
         return {
             engine.name: {
                 "seconds": statistics.median(seconds),
@@ -324,6 +357,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--weights", default="bundled")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--busy", type=int, default=0, help="other programs that want a processor")
     parser.add_argument(
         "--datasets", type=Path, nargs="*", default=[], help="measure what int8 loses on these"
     )
@@ -345,7 +379,8 @@ def main() -> None:
         titles += ["over loaded"]
         print(f"\n| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * (len(titles) - 2)}")
         for height, width in options.sizes:
-            rows = measure(names, options.weights, folder, (height, width), options.repeats)
+            size = height, width
+            rows = measure(names, options.weights, folder, size, options.repeats, options.busy)
             first = next(iter(rows.values()))["seconds"]
             for name, row in rows.items():
                 speed = flops * height * width / row["seconds"] / 1e9
@@ -365,6 +400,7 @@ def main() -> None:
     if options.json:
         report = {
             "threads": torch.get_num_threads(),
+            "busy": options.busy,
             "peak_gflops": peak,
             "convolution_gflops": convolution,
             "int8": [
