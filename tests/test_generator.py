@@ -7,6 +7,8 @@ from srgan.generator import (
     Generator,
     GeneratorConfig,
     InferenceGenerator,
+    PReLU,
+    convolve_normalized,
     fold,
     reindex_head,
 )
@@ -151,3 +153,42 @@ def test_work_counts_the_multiplications_of_a_pixel(make_generator):
 def test_impossible_sizes_are_refused(entries):
     with pytest.raises(ValueError, match=f"{next(iter(entries))} must be at least"):
         GeneratorConfig(**entries)
+
+
+def test_prelu_has_the_values_and_gradients_of_torchs():
+    torch.manual_seed(0)
+    ours, theirs = PReLU().double(), torch.nn.PReLU().double()
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    results = []
+    for prelu in (ours, theirs):
+        of = x.clone().requires_grad_()
+        y = prelu(of)
+        (y * x.cos()).sum().backward()
+        results.append((y.detach(), of.grad, prelu.weight.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_fixed_bn_has_the_values_and_gradients_of_bn_behind_the_convolution():
+    torch.manual_seed(0)
+    conv, bn = torch.nn.Conv2d(3, 4, 3, padding=1).double(), torch.nn.BatchNorm2d(4).double()
+    for value in (bn.weight.data, bn.bias.data, bn.running_mean, bn.running_var):
+        value.uniform_(0.5, 1.5)
+    bn.eval()
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    results = []
+    for function in (convolve_normalized, lambda conv, bn, x: bn(conv(x))):
+        of = x.clone().requires_grad_()
+        y = function(conv, bn, of)
+        wanted = [of, *conv.parameters(), *bn.parameters()]
+        results.append([y.detach(), *torch.autograd.grad((y * y.sin()).sum(), wanted)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_bn_of_the_batch_stays_bn_of_the_batch():
+    torch.manual_seed(0)
+    conv, bn = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4)
+    y = convolve_normalized(conv, bn, torch.randn(8, 3, 9, 9))
+    assert y.mean((0, 2, 3)).abs().max() < 1e-5
+    assert bn.running_mean.any()

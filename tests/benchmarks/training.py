@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.training [--data PREPARED] [--json FILE]
 
-The paper's form: eager, NCHW, float32, BN on the batch's statistics, the last 9×9 convolution at
-four times the resolution. The others add one thing each. Steps are interleaved, medians compared.
-With --data it also shows what drawing and degrading a batch costs on the device.
+The paper's form: eager, NCHW, float32, BN on the batch's statistics, PyTorch's PReLU, the last 9×9
+convolution at four times the resolution. The others add one thing each. Steps are interleaved,
+medians compared. With --data it also shows what drawing and degrading a batch costs on the device.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from srgan.generator import SCALE, Generator
+from srgan.allocator import keep_freed_memory
+from srgan.generator import SCALE, Generator, PReLU
 from train.data import CropSampler, load_packed
 from train.loop import fix_batch_norm
 
@@ -30,12 +31,18 @@ def make_step(
     reindexed: bool,
     channels_last: bool,
     fixed: bool,
+    prelu: bool,
     bf16: bool,
 ) -> Callable[[], None]:
     """A function that does one training step on fixed random crops."""
     torch.manual_seed(0)
     generator = Generator(reindexed_head=reindexed)
     generator.initialize_as_interpolation()
+    if not prelu:
+        for parent in list(generator.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, PReLU):
+                    setattr(parent, name, torch.nn.PReLU())
     generator.to(device).train()
     lr = torch.rand(batch, 3, side, side, device=device)
     hr = torch.rand(batch, 3, SCALE * side, SCALE * side, device=device)
@@ -82,13 +89,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder made by train.prepare")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    keep_freed_memory()  # as train.loop does
 
-    paper = {"reindexed": False, "channels_last": False, "fixed": False, "bf16": False}
+    paper = dict.fromkeys(("reindexed", "channels_last", "fixed", "prelu", "bf16"), False)
     variants = {"paper's form": paper}
     variants["+ channels_last"] = {**paper, "channels_last": True}
     variants["+ re-indexed head"] = {**variants["+ channels_last"], "reindexed": True}
     variants["+ fixed BN"] = {**variants["+ re-indexed head"], "fixed": True}
-    variants["+ bf16"] = {**variants["+ fixed BN"], "bf16": True}
+    variants["+ our PReLU"] = {**variants["+ fixed BN"], "prelu": True}
+    variants["+ bf16"] = {**variants["+ our PReLU"], "bf16": True}
     common = {
         "device": torch.device(options.device),
         "batch": options.batch,
