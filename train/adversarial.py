@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor
+from torch.nn.utils.parametrize import cached
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -195,7 +196,7 @@ def adversarial(config: AdversarialConfig) -> float:
 
             # -------------------------------------------------------- generator
             discriminator.requires_grad_(False)
-            with autocast(config, device):
+            with autocast(config, device), cached():  # spectral weights are computed once
                 sr = enlarge(lr).float()
                 fake, fake_activations = discriminator(sr)
                 with torch.no_grad():
@@ -226,13 +227,13 @@ def adversarial(config: AdversarialConfig) -> float:
                 ),
             }
             loss = sum(weight * value for weight, value in losses.values())
-            norm = update(optimizer, loss, generator, config.clip)
+            norm = update([optimizer], loss, generator, config.clip)
             average.update_parameters(generator)
 
             # ---------------------------------------------------- discriminator
             discriminator.requires_grad_(True)
             hr.requires_grad_(config.r1 > 0)
-            with autocast(config, device):
+            with autocast(config, device), cached():
                 real, _ = judge(hr)
                 fake, _ = judge(sr.detach())
             real, fake = real.float(), fake.float()
@@ -241,7 +242,7 @@ def adversarial(config: AdversarialConfig) -> float:
             )
             if config.r1 > 0:
                 opponent_loss = opponent_loss + config.r1 / 2 * r1_penalty(real, hr)
-            update(opponent, opponent_loss, discriminator, config.clip)
+            update([opponent], opponent_loss, discriminator, config.clip)
 
             logged = {name: value.detach() for name, (_, value) in losses.items()}
             logged |= {"loss": loss.detach(), "gradient_norm": norm}

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from srgan.allocator import keep_freed_memory
 from srgan.generator import SCALE, Generator, InferenceGenerator, fold
 from srgan.hub import HUB_SPEC
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
@@ -182,6 +183,7 @@ def join_world(device: str) -> Iterator[World]:
     Raises:
         ValueError: there is no such device.
     """
+    keep_freed_memory()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -205,16 +207,18 @@ def _existing_device(name: str) -> torch.device:
         raise ValueError(f"device {name} is not available here: {exc}") from exc
 
 
+def use_bf16(config: TrainingConfig, device: torch.device) -> bool:
+    """Whether matrices are multiplied in bfloat16."""
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
     """Context in which convolutions run in the configured precision."""
-    precision = config.precision
-    if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported()
-        else:
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        precision = "bf16" if fast else "float32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(config, device))
 
 
 def load_data(config: TrainingConfig, world: World) -> tuple[CropSampler, PackedImages]:
@@ -270,17 +274,18 @@ def measure_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def update(
-    optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module, clip: float
+    optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, module: nn.Module, clip: float
 ) -> Tensor:
-    """One step of the optimiser on the module's parameters.
+    """One step of the optimisers on the module's parameters.
 
     Returns:
         The gradient's norm before it was clipped.
     """
-    optimizer.zero_grad()
+    module.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return norm
 
 

@@ -3,8 +3,8 @@
     python -m train.pretrain --data prepared --out runs/srresnet --minutes 60
 
 Ledig et al. 2017, §3.2. Deviations, each an option: L1 instead of MSE (Lim et al. 2017, EDSR), the
-start as bilinear enlargement instead of random weights, BN with fixed statistics, and the moving
-average of the weights as the result. The same command again resumes a run that was stopped.
+start as bilinear enlargement instead of random weights, BN with fixed statistics, Muon, and the
+moving average of the weights as the result. The same command again resumes a run that was stopped.
 """
 
 import logging
@@ -36,8 +36,10 @@ from train.loop import (
     measure_batch_norm,
     run,
     update,
+    use_bf16,
     validation_pairs,
 )
+from train.muon import Muon
 from train.samples import add_samples
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,8 @@ class PretrainConfig(TrainingConfig):
     batch_norm: Literal["fixed", "batch"] = "fixed"
     """Statistics of BN: fixed (at those of --init, or of a new network's first crops), or of each
     batch as in the paper."""
+    optimizer: Literal["muon", "adam"] = "muon"
+    """For the convolutions between hidden layers; all else is Adam's. The paper's is adam."""
     loss: Literal["l1", "mse"] = "l1"
     """Pixel error; the paper's is mse."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -95,7 +99,7 @@ def pretrain(config: PretrainConfig) -> float:
         average = AveragedModel(
             generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
         )
-        optimizer = torch.optim.Adam(generator.parameters(), betas=(0.9, 0.99), fused=True)
+        optimizers = _make_optimizers(config, generator, use_bf16(config, world.device))
         forward = world.wrap(torch.compile(generator) if config.compile else generator)
         pixel_loss = {"l1": F.l1_loss, "mse": F.mse_loss}[config.loss]
 
@@ -104,7 +108,7 @@ def pretrain(config: PretrainConfig) -> float:
             with autocast(config, world.device):
                 sr = forward(lr.contiguous(memory_format=torch.channels_last))
             loss = pixel_loss(sr.float(), hr)
-            norm = update(optimizer, loss, generator, config.clip)
+            norm = update(optimizers.values(), loss, generator, config.clip)
             average.update_parameters(generator)
             return {"loss": loss.detach(), "gradient_norm": norm}
 
@@ -123,15 +127,31 @@ def pretrain(config: PretrainConfig) -> float:
             stateful={
                 "generator": generator,
                 "average": average,
-                "optimizer": optimizer,
                 "sampler": sampler,
+                **optimizers,
             },
-            optimizers=[optimizer],
+            optimizers=list(optimizers.values()),
             step=step,
             validate=validate,
             save_best=save_best,
             score="psnr_y",
         )
+
+
+def _make_optimizers(
+    config: PretrainConfig, generator: Generator, bf16: bool
+) -> dict[str, torch.optim.Optimizer]:
+    matrices, others = [], []
+    for parameter in generator.parameters():
+        between = parameter.dim() == 4 and min(parameter.shape[:2]) > 3  # 3 are the colours
+        chosen = matrices if between and config.optimizer == "muon" else others
+        chosen.append(parameter)
+    rate = config.learning_rate
+    optimizers = {"adam": torch.optim.Adam(others, lr=rate, betas=(0.9, 0.99), fused=True)}
+    if matrices:
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        optimizers["muon"] = Muon(matrices, learning_rate=rate, dtype=dtype)
+    return optimizers
 
 
 def _make_generator(config: PretrainConfig) -> Generator:
