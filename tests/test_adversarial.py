@@ -250,7 +250,8 @@ def test_two_processes_play_against_the_whole_batch(tmp_path, settings):
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     arguments += ["--steps=1", "--normalization=none"]
     one, two = train_in_one_and_in_two(tmp_path, "train.adversarial", ["ours", *arguments])
-    assert_same_gradients(one["optimizer"], two["optimizer"])
+    assert_same_gradients(one["adam"], two["adam"])
+    assert_same_gradients(one["muon"], two["muon"])
     assert_same_gradients(one["opponent"], two["opponent"])
 
 

@@ -37,6 +37,7 @@ from train.loop import (
     fix_batch_norm,
     join_world,
     load_data,
+    make_optimizers,
     run,
     update,
     validation_pairs,
@@ -148,6 +149,8 @@ class PaperConfig(AdversarialConfig):
     """In the discriminator: BN as in the paper, or spectral (Miyato et al. 2018)."""
     batch_norm: Literal["fixed", "batch"] = "batch"
     """Statistics of the generator's BN: those of each batch as in the paper, or of stage 1."""
+    optimizer: Literal["muon", "adam"] = "adam"
+    """Of the generator's convolutions between hidden layers; all else is Adam's."""
     clip: float = math.inf
     """Largest gradient norm; longer gradients are shortened to it."""
 
@@ -185,7 +188,7 @@ def adversarial(config: AdversarialConfig) -> float:
         average = AveragedModel(
             generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
         )
-        optimizer = torch.optim.Adam(generator.parameters(), betas=(0.9, 0.99), fused=True)
+        optimizers = make_optimizers(config, generator, device)
         opponent = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.99), fused=True)
         enlarge = world.wrap(torch.compile(generator) if config.compile else generator)
         judge = world.wrap(discriminator)
@@ -227,7 +230,7 @@ def adversarial(config: AdversarialConfig) -> float:
                 ),
             }
             loss = sum(weight * value for weight, value in losses.values())
-            norm = update([optimizer], loss, generator, config.clip)
+            norm = update(optimizers.values(), loss, generator, config.clip)
             average.update_parameters(generator)
 
             # ---------------------------------------------------- discriminator
@@ -269,11 +272,11 @@ def adversarial(config: AdversarialConfig) -> float:
                 "generator": generator,
                 "average": average,
                 "discriminator": discriminator,
-                "optimizer": optimizer,
                 "opponent": opponent,
                 "sampler": sampler,
+                **optimizers,
             },
-            optimizers=[optimizer, opponent],
+            optimizers=[*optimizers.values(), opponent],
             step=step,
             validate=validate,
             save_best=save_best,

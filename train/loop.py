@@ -25,6 +25,7 @@ from srgan.generator import SCALE, Generator, InferenceGenerator, fold
 from srgan.hub import HUB_SPEC
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
 from train.data import CropSampler, Degradation, PackedImages, load_packed, make_lr
+from train.muon import Muon
 from train.push import BackgroundPush
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,10 @@ class TrainingConfig:
     """Crops a step, over all GPUs together; by default 8 on a CPU, on a GPU 32 in stage 1 and 16
     in stage 2."""
     learning_rate: float | None = None
-    """Adam's, at the top of its curve: linear warm-up, then half a cosine. By default 5e-4 in stage
-    1 and 1e-4 in stage 2."""
+    """At the top of its curve: linear warm-up, then half a cosine. By default 5e-4 in stage 1 and
+    1e-4 in stage 2."""
+    optimizer: Literal["muon", "adam"] = "muon"
+    """Of the generator's convolutions between hidden layers; all else is Adam's."""
     warmup: int = 200
     """Steps in which the learning rate rises."""
     ema: float = 0.999
@@ -271,6 +274,22 @@ def measure_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
         module(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def make_optimizers(
+    config: TrainingConfig, generator: Generator, device: torch.device
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimisers that share the generator's parameters, by name."""
+    matrices, others = [], []
+    for parameter in generator.parameters():
+        hidden = parameter.dim() == 4 and min(parameter.shape[:2]) > 3  # 3 are the colours
+        (matrices if hidden and config.optimizer == "muon" else others).append(parameter)
+    rate = config.learning_rate
+    optimizers = {"adam": torch.optim.Adam(others, lr=rate, betas=(0.9, 0.99), fused=True)}
+    if matrices:
+        dtype = torch.bfloat16 if use_bf16(config, device) else torch.float32
+        optimizers["muon"] = Muon(matrices, learning_rate=rate, dtype=dtype)
+    return optimizers
 
 
 def update(

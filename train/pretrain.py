@@ -33,13 +33,12 @@ from train.loop import (
     fix_batch_norm,
     join_world,
     load_data,
+    make_optimizers,
     measure_batch_norm,
     run,
     update,
-    use_bf16,
     validation_pairs,
 )
-from train.muon import Muon
 from train.samples import add_samples
 
 logger = logging.getLogger(__name__)
@@ -62,8 +61,6 @@ class PretrainConfig(TrainingConfig):
     batch_norm: Literal["fixed", "batch"] = "fixed"
     """Statistics of BN: fixed (at those of --init, or of a new network's first crops), or of each
     batch as in the paper."""
-    optimizer: Literal["muon", "adam"] = "muon"
-    """For the convolutions between hidden layers; all else is Adam's. The paper's is adam."""
     loss: Literal["l1", "mse"] = "l1"
     """Pixel error; the paper's is mse."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -99,7 +96,7 @@ def pretrain(config: PretrainConfig) -> float:
         average = AveragedModel(
             generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
         )
-        optimizers = _make_optimizers(config, generator, use_bf16(config, world.device))
+        optimizers = make_optimizers(config, generator, world.device)
         forward = world.wrap(torch.compile(generator) if config.compile else generator)
         pixel_loss = {"l1": F.l1_loss, "mse": F.mse_loss}[config.loss]
 
@@ -136,22 +133,6 @@ def pretrain(config: PretrainConfig) -> float:
             save_best=save_best,
             score="psnr_y",
         )
-
-
-def _make_optimizers(
-    config: PretrainConfig, generator: Generator, bf16: bool
-) -> dict[str, torch.optim.Optimizer]:
-    matrices, others = [], []
-    for parameter in generator.parameters():
-        between = parameter.dim() == 4 and min(parameter.shape[:2]) > 3  # 3 are the colours
-        chosen = matrices if between and config.optimizer == "muon" else others
-        chosen.append(parameter)
-    rate = config.learning_rate
-    optimizers = {"adam": torch.optim.Adam(others, lr=rate, betas=(0.9, 0.99), fused=True)}
-    if matrices:
-        dtype = torch.bfloat16 if bf16 else torch.float32
-        optimizers["muon"] = Muon(matrices, learning_rate=rate, dtype=dtype)
-    return optimizers
 
 
 def _make_generator(config: PretrainConfig) -> Generator:
