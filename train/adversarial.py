@@ -10,6 +10,7 @@ CPU, it has not been trained at length yet. Every difference between the two is 
 command again resumes a run that was stopped.
 """
 
+import copy
 import logging
 import math
 import sys
@@ -40,6 +41,7 @@ from train.loop import (
     make_optimizers,
     run,
     update,
+    use_bf16,
     validation_pairs,
 )
 from train.losses import (
@@ -181,6 +183,9 @@ def adversarial(config: AdversarialConfig) -> float:
         vgg = VGG19(config.vgg)
         for network in (generator, discriminator, vgg):
             network.to(device, memory_format=torch.channels_last)
+        loss_vgg = copy.deepcopy(vgg)  # distances are measured in float32
+        if use_bf16(config, device):
+            loss_vgg.features.to(torch.bfloat16)  # once: autocast does it at each call
         generator.train()
         discriminator.train()
         if config.batch_norm == "fixed":
@@ -206,10 +211,10 @@ def adversarial(config: AdversarialConfig) -> float:
                     real, real_activations = discriminator(hr)
                 seen = sampler.shifted(sr, hr, by=config.perceptual_shift)
                 if config.perceptual == "paper":
-                    perceptual = paper_vgg_loss(vgg, *seen)
+                    perceptual = paper_vgg_loss(loss_vgg, *seen)
                 else:
                     perceptual = LAYERED_LOSSES[config.perceptual](
-                        vgg, *seen, config.perceptual_layers, world.mean
+                        loss_vgg, *seen, config.perceptual_layers, world.mean
                     )
             losses = {
                 "perceptual": (config.perceptual_weight, perceptual),

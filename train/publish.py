@@ -280,7 +280,8 @@ implementation.{degraded}
 {stages}{notes}
 
 LR crops are Pillow-equal bicubic reductions, rounded to 8 bits, of random crops, flipped and
-transposed at random. Adam, linear warm-up, cosine to zero; the weights are a moving average.
+transposed at random. Adam, and Muon for the convolutions between hidden layers where the settings
+name it; linear warm-up, cosine to zero; the weights are a moving average.
 
 ## Intended use and limits
 
