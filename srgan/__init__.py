@@ -9,6 +9,7 @@ import os
 
 # Read when torch loads libgomp. A thread that waits for the others spins, by default 300,000 times:
 # where other programs want the processors too, it takes them from the thread that it waits for.
+# Without effect where torch is imported already.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from srgan.errors import Cancelled, ImageError, SettingError, SRGANError, WeightsError

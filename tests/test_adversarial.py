@@ -70,9 +70,10 @@ def entries(folder):
     return [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("preset", [AdversarialConfig, PaperConfig])
-def test_both_presets_train_and_write_weights(tmp_path, settings, preset):
-    config = preset(**settings, out=tmp_path, steps=2)
+def test_both_presets_train_and_write_weights(tmp_path, settings, preset, precision):
+    config = preset(**{**settings, "precision": precision}, out=tmp_path, steps=2)
     distance = adversarial(config)
     (entry,) = entries(tmp_path)
     assert distance == pytest.approx(entry["vgg19"])

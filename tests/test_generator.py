@@ -192,3 +192,10 @@ def test_bn_of_the_batch_stays_bn_of_the_batch():
     y = convolve_normalized(conv, bn, torch.randn(8, 3, 9, 9))
     assert y.mean((0, 2, 3)).abs().max() < 1e-5
     assert bn.running_mean.any()
+
+
+def test_generator_can_be_traced_and_saved_for_other_runtimes(make_generator, tmp_path):
+    generator = make_generator().eval()
+    lr = torch.rand(1, 3, 6, 7)
+    torch.jit.trace(generator, lr).save(str(tmp_path / "traced.pt"))
+    torch.testing.assert_close(torch.jit.load(tmp_path / "traced.pt")(lr), generator(lr))

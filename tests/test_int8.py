@@ -132,6 +132,7 @@ def test_bands_give_the_same_picture(bundled, calibration, monkeypatch, height):
     monkeypatch.setattr(tiling, "BAND", 3 * 21)
     assert len(tiling.bands(lr)) == max(1, min(height // 2, -(-height // 3)))
     torch.testing.assert_close(network(lr), expected, rtol=0, atol=1e-4)
+    assert F.mse_loss(expected, InferenceGenerator(bundled)(lr)) < 1e-4
 
 
 def test_progress_is_told_block_by_block(make_generator):

@@ -86,9 +86,10 @@ def test_every_public_name_is_there():
     assert all(hasattr(srgan, name) for name in srgan.__all__)
 
 
+@pytest.mark.parametrize("module", ["srgan", "train.loop", "app"])
 @pytest.mark.parametrize("given, seen", [(None, "1000"), ("7", "7")])
-def test_threads_are_told_not_to_spin_for_long_before_torch_is_loaded(given, seen):
-    code = """
+def test_threads_are_told_not_to_spin_for_long_before_torch_is_loaded(module, given, seen):
+    code = f"""
 import os, sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
@@ -96,12 +97,17 @@ class Finder:
             print(os.environ.get("GOMP_SPINCOUNT"))
             sys.exit()
 sys.meta_path.insert(0, Finder())
-import srgan
+import {module}
 """
     environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
     if given:
         environment["GOMP_SPINCOUNT"] = given
     result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert result.stdout.strip() == seen

@@ -27,6 +27,13 @@ def test_orthogonalizing_keeps_singular_vectors():
     )
 
 
+def test_bfloat16_does_for_orthogonalizing():
+    matrices = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
+    result = orthogonalize(matrices.bfloat16())
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.float(), orthogonalize(matrices), rtol=0, atol=0.05)
+
+
 def test_orthogonalizing_zeros_gives_zeros():
     assert not orthogonalize(torch.zeros(2, 3, 4)).any()
 

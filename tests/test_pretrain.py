@@ -19,7 +19,14 @@ from srgan.weights import SRRESNET_FILE, load_weights
 from train import pretrain as module
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
 from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE, CropSampler
-from train.loop import CONFIG_FILE, LOG_FILE, TrainingError, fix_batch_norm, measure_batch_norm
+from train.loop import (
+    CONFIG_FILE,
+    LOG_FILE,
+    TrainingError,
+    fix_batch_norm,
+    make_optimizers,
+    measure_batch_norm,
+)
 from train.pretrain import PretrainConfig, pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -332,6 +339,25 @@ def test_settings_that_make_no_sense_are_refused(data, tmp_path, settings, messa
 def run_main(monkeypatch, *arguments) -> int:
     monkeypatch.setattr(sys, "argv", ["train.pretrain", *map(str, arguments)])
     return module.main()
+
+
+def test_muon_has_the_convolutions_between_hidden_layers(data, tmp_path, make_generator):
+    generator = make_generator(config=GeneratorConfig(channels=8, blocks=1))
+    names = {id(parameter): name for name, parameter in generator.named_parameters()}
+
+    def shares(optimizer: str) -> dict[str, set[str]]:
+        settings = config(data, tmp_path, learning_rate=1e-3, optimizer=optimizer)
+        optimizers = make_optimizers(settings, generator, torch.device("cpu"))
+        return {
+            name: {names[id(p)] for group in one.param_groups for p in group["params"]}
+            for name, one in optimizers.items()
+        }
+
+    hidden = ["blocks.0.conv1", "blocks.0.conv2", "conv", "upsample1.conv", "upsample2.conv"]
+    matrices = {f"{name}.weight" for name in hidden}
+    everything = set(names.values())
+    assert shares("muon") == {"muon": matrices, "adam": everything - matrices}
+    assert shares("adam") == {"adam": everything}
 
 
 def test_batch_and_learning_rate_follow_the_device(tmp_path):

@@ -183,9 +183,10 @@ def adversarial(config: AdversarialConfig) -> float:
         vgg = VGG19(config.vgg)
         for network in (generator, discriminator, vgg):
             network.to(device, memory_format=torch.channels_last)
-        loss_vgg = copy.deepcopy(vgg)  # distances are measured in float32
-        if use_bf16(config, device):
-            loss_vgg.features.to(torch.bfloat16)  # once: autocast does it at each call
+        loss_vgg = vgg
+        if use_bf16(config, device):  # once: autocast does it at each call
+            loss_vgg = copy.deepcopy(vgg)  # validation measures in float32
+            loss_vgg.features.to(torch.bfloat16)
         generator.train()
         discriminator.train()
         if config.batch_norm == "fixed":

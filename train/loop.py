@@ -178,7 +178,7 @@ class _MeanOfProcesses(torch.autograd.Function):
 
 @contextlib.contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """Joins the processes that torchrun started, or stands alone.
+    """Joins the processes that torchrun started, or stands alone; keeps freed memory for training.
 
     Args:
         device: `auto` is CUDA where there is one, else the CPU.
@@ -377,8 +377,9 @@ def run(
             done, best, earlier = state["step"], state["best"], state["seconds"]
         except (KeyError, TypeError, ValueError, RuntimeError) as exc:
             raise CheckpointError(
-                f"{checkpoint} is of another stage or of networks of another size. Give the "
-                f"settings in {config.out / CONFIG_FILE} again, or another --out."
+                f"{checkpoint} is of another stage or optimiser, of networks of another size, or "
+                f"of an older version. Give the settings in {config.out / CONFIG_FILE} again, or "
+                f"another --out."
             ) from exc
         logger.info("resumed at step %d", done)
     started = time.monotonic() - earlier

@@ -282,10 +282,11 @@ def _serve(pipe: Connection, name: str, weights: str, folder: Path, size: tuple[
 @contextmanager
 def busy(programs: int) -> Iterator[None]:
     """So many other programs each want a processor meanwhile."""
-    running = [multiprocessing.Process(target=_want_a_processor) for _ in range(programs)]
-    for process in running:
-        process.start()
+    running = []
     try:
+        for _ in range(programs):
+            running.append(multiprocessing.Process(target=_want_a_processor, daemon=True))
+            running[-1].start()
         yield
     finally:
         for process in running:

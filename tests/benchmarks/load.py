@@ -236,6 +236,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
+        tempfile.tempdir = name  # gradio_client leaves a folder there for each download
         app = stack.enter_context(running_app(folder, script=SCRIPT.format(keep=options.keep)))
         server, tally = Server(app, folder), Tally()
         users = [
