@@ -5,8 +5,8 @@
     python -m train.adversarial paper …
 
 Ledig et al. 2017, §2.2 and §3.2. `paper` is their recipe; `ours` puts together what made later GANs
-better, and losses of our own against what is locked to the low-res grid; the balance was found on a
-CPU, it has not been trained at length yet. Every difference between the two is an option. The same
+better, Muon, and losses of our own against what is locked to the low-res grid; the balance was
+found on a CPU, in runs of an hour at most. Every difference between the two is an option. The same
 command again resumes a run that was stopped.
 """
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 #: Coefficients of the iteration's polynomial (Jordan et al. 2024), and how often it is applied:
 #: singular values then are between 0.7 and 1.2.
 POLYNOMIAL, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
-#: Root mean square of an update in learning rates. Liu et al. 2025 have 0.2, about Adam's; here
-#: three times as much learnt faster.
+#: Root mean square of an update in learning rates. Liu et al. 2025 have 0.2, about Adam's; three
+#: times as much were 0.2 dB ahead after 950 steps of stage 1.
 MAGNITUDE = 0.6
 
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import train  # noqa: F401  # isort: skip  (before torch: it tells its threads how to wait)
 import torch
 import torch.nn.functional as F
 
