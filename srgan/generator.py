@@ -49,7 +49,7 @@ class _LeakyReLU(torch.autograd.Function):
 
 
 class PReLU(nn.PReLU):
-    """PReLU with one slope."""
+    """PReLU with one slope; in training on a CPU with a faster gradient, once differentiable."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.device.type == "cpu" and not torch.compiler.is_compiling():

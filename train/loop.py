@@ -279,7 +279,7 @@ def measure_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
 def make_optimizers(
     config: TrainingConfig, generator: Generator, device: torch.device
 ) -> dict[str, torch.optim.Optimizer]:
-    """The optimisers that share the generator's parameters, by name."""
+    """The optimisers that share the generator's parameters, by name: adam, and muon if wanted."""
     matrices, others = [], []
     for parameter in generator.parameters():
         hidden = parameter.dim() == 4 and min(parameter.shape[:2]) > 3  # 3 are the colours
