@@ -161,7 +161,7 @@ def test_vgg_losses_are_zero_for_equal_images_and_have_gradients_through_sr(vgg)
     weights = {"relu1_2": 0.5, "relu3_4": 1.0}
     assert paper_vgg_loss(vgg, hr, hr).item() == 0
     for layered in (relative_vgg_loss, normalized_vgg_loss):
-        assert layered(vgg, hr, hr, weights).item() == 0
+        assert layered(vgg, hr, hr, weights).item() == pytest.approx(0, abs=1e-6)
     for loss in (
         paper_vgg_loss(vgg, sr, hr),
         relative_vgg_loss(vgg, sr, hr, weights),
@@ -191,13 +191,29 @@ def test_normalized_loss_is_the_feature_distance_but_where_features_are_weak(vgg
 
 def test_normalized_loss_has_gradients_where_there_are_no_features():
     sr, hr = torch.zeros(1, 4, 2, 2, requires_grad=True), torch.rand(1, 4, 2, 2)
-
-    def identity(image, layers):
-        return [image]
-
     loss = normalized_vgg_loss(identity, sr, hr, {"relu1_2": 1.0})
     (gradient,) = torch.autograd.grad(loss, sr)
     assert gradient.isfinite().all() and gradient.abs().max() > 0
+
+
+def identity(image, layers):
+    """In VGG19's place: the features are the image."""
+    return [image]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalized_loss_and_its_gradient_are_those_of_the_definition(dtype):
+    sr, hr = (torch.randn(2, 16, 5, 4).relu().to(dtype).requires_grad_() for _ in range(2))
+    wide = [image.detach().double().requires_grad_() for image in (sr, hr)]
+    least = 0.01 * wide[1].detach().square().sum(1).mean()
+    a, b = (x / (x.square().sum(1, keepdim=True) + least).sqrt() for x in wide)
+    expected = (a - b).square().sum(1).mean()
+    loss = normalized_vgg_loss(identity, sr, hr, {"relu1_2": 1.0})
+    near = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 2e-3}
+    torch.testing.assert_close(loss.double(), expected, **near)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(sr.grad.double(), wide[0].grad, **near)
 
 
 def test_paper_loss_is_squared_error_of_scaled_features(vgg):

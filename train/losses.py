@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from srgan.generator import SCALE
 from train.vgg import VGG19
@@ -61,6 +62,7 @@ def relative_vgg_loss(
     """
 
     def error(features: Tensor, target: Tensor) -> Tensor:
+        features, target = features.float(), target.float()
         return F.l1_loss(features, target) / mean(target.flatten())
 
     return _mean_over_layers(vgg, sr, hr, weights, error)
@@ -88,14 +90,43 @@ def normalized_vgg_loss(
     """
 
     def error(features: Tensor, target: Tensor) -> Tensor:
-        # Where there is next to no feature, its direction means nothing.
-        least = 0.01 * mean(target.square().sum(1).flatten())
-        direction, wanted = (
-            x * (x.square().sum(1, keepdim=True) + least).rsqrt() for x in (features, target)
-        )
-        return (direction - wanted).square().sum(1).mean()
+        return _DirectionError.apply(features, target, mean)
 
     return _mean_over_layers(vgg, sr, hr, weights, error)
+
+
+class _DirectionError(torch.autograd.Function):
+    """Mean over the positions of the squared error of features (N, C, h, w) scaled to length 1.
+
+    From three products of vectors, |f|², |t|² and f·t, for the result and its gradient: a third of
+    the time of the same in PyTorch's operations, which write each step to memory.
+    """
+
+    @staticmethod
+    def forward(ctx, features: Tensor, target: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+        def dot(a: Tensor, b: Tensor) -> Tensor:  # (N, 1, h, w)
+            return (a * b).sum(1, keepdim=True, dtype=torch.float32)
+
+        target_square = dot(target, target)
+        # Where there is next to no feature, its direction means nothing.
+        least = 0.01 * mean(target_square.flatten())
+        square = dot(features, features) + least
+        target_square += least
+        scale = (square * target_square).rsqrt()
+        cosine = dot(features, target) * scale
+        ctx.save_for_backward(features, target, least, square, scale, cosine)
+        return (
+            (square - least) / square + (target_square - least) / target_square - 2 * cosine
+        ).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        features, target, least, square, scale, cosine = ctx.saved_tensors
+        gradient = 2 * gradient / square.numel()
+        of_features = (gradient * (least / square + cosine) / square).to(features.dtype)
+        of_target = (gradient * scale).to(features.dtype)
+        return (features * of_features).addcmul_(target, of_target, value=-1), None, None
 
 
 def _mean_over_layers(
@@ -105,13 +136,13 @@ def _mean_over_layers(
     weights: Mapping[str, float],
     error: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """The weighted mean of an error of features, (N, C, h, w) float32, over those of hr."""
+    """The weighted mean of an error of features, (N, C, h, w), from those of hr."""
     layers = tuple(name for name, weight in weights.items() if weight)
     with torch.no_grad():
         targets = vgg(hr, layers)
     total = sr.new_zeros(())
     for name, features, target in zip(layers, vgg(sr, layers), targets, strict=True):
-        total = total + weights[name] * error(features.float(), target.float())
+        total = total + weights[name] * error(features, target)
     return total / sum(weights.values())
 
 
