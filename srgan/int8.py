@@ -4,11 +4,14 @@ Weights are rounded to int8 with a scale for each output channel, the inputs of 
 uint8 with a scale and a zero point for each convolution (Jacob et al. 2018, "Quantization and
 Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"), by oneDNN's
 convolutions within PyTorch. Float32 remain the stem, whose input are the pixels, the features that
-the residual blocks add to, and the head's few inputs of large weight.
+the residual blocks add to, and the head's few inputs of large weight. In the tail the channels are
+made more alike in size first (Nagel et al. 2019, "Data-Free Quantization Through Weight
+Equalization and Bias Correction", §4.1).
 """
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -30,10 +33,10 @@ BETWEEN = torch.bfloat16
 #: Largest integer.
 TOP = 255
 
-#: The convolutions outside of the body.
+#: The convolutions outside of the body, in their order.
 TAIL = "upsample1", "upsample2", "head"
-#: Convolution -> smallest and largest value of its input.
-Ranges = dict[str, tuple[float, float]]
+#: Convolution -> smallest and largest value of each channel of its input, (channels,).
+Ranges = dict[str, tuple[Tensor, Tensor]]
 
 
 class _Grid(NamedTuple):
@@ -82,9 +85,9 @@ class _Watch(InferenceGenerator):
         self.ranges = ranges
 
     def convolve(self, name: str, x: Tensor) -> Tensor:
-        low, high = (value.item() for value in x.aminmax())
-        lowest, highest = self.ranges.get(name, (0.0, 0.0))
-        self.ranges[name] = min(low, lowest), max(high, highest)
+        low, high = x.amin((0, 2, 3)).clamp_max(0), x.amax((0, 2, 3)).clamp_min(0)
+        lowest, highest = self.ranges.get(name, (low, high))
+        self.ranges[name] = low.minimum(lowest), high.maximum(highest)
         return super().convolve(name, x)
 
 
@@ -99,6 +102,8 @@ class Int8Generator(InferenceGenerator):
 
     def __init__(self, state: dict[str, Tensor], ranges: Ranges):
         super().__init__(state)
+        for first, second in pairwise(TAIL):
+            state, ranges = _equalize(state, ranges, first, second)
         order = state["head.weight"].abs().amax((0, 2, 3)).argsort(descending=True)
         head = state["head.weight"][:, order]
         floats = self._float_inputs = min(FLOAT_HEAD_INPUTS, len(order))
@@ -110,8 +115,12 @@ class Int8Generator(InferenceGenerator):
             "head.weight": F.pad(head[:, floats:], (0, 0, 0, 0, floats, 0)),
         }
         follower = {f"blocks.{i}.conv1": f"blocks.{i}.conv2" for i in range(self.depth)}
-        self._follower = follower | {"upsample1": "upsample2", "upsample2": "head"}
-        self._grids = {name: _grid(*ranges[name]) for name in ranges if name != "stem"}
+        self._follower = follower | dict(pairwise(TAIL))
+        self._grids = {
+            name: _grid(low.min().item(), high.max().item())
+            for name, (low, high) in ranges.items()
+            if name != "stem"
+        }
         self._convolutions: dict[str, _Convolution] = {}
         for name, grid in self._grids.items():
             weight, bias = state[f"{name}.weight"] * grid.scale, state[f"{name}.bias"]
@@ -205,6 +214,27 @@ def calibrate(states: list[dict[str, Tensor]], images: list[Tensor]) -> tuple[Ra
         for image, sr in zip(images, srs, strict=True)
     ]
     return ranges, min(likenesses)
+
+
+def _equalize(
+    state: dict[str, Tensor], ranges: Ranges, first: str, second: str
+) -> tuple[dict[str, Tensor], Ranges]:
+    """The same network with the channels between two convolutions, which share one grid, brought
+    nearer to each other in size: the small ones then have more of its steps.
+
+    A PReLU passes a factor on. To the power of ½, because a channel that
+    fills the grid has no room for more than was seen in calibration.
+    """
+    low, high = ranges[second]
+    size = torch.maximum(high, -low)
+    size = (size / size.amax().clamp_min(1e-6)).clamp_min(1e-4).sqrt()
+    rows = size.repeat_interleave(len(state[f"{first}.bias"]) // len(size))  # PixelShuffle's
+    return {
+        **state,
+        f"{first}.weight": state[f"{first}.weight"] / rows.view(-1, 1, 1, 1),
+        f"{first}.bias": state[f"{first}.bias"] / rows,
+        f"{second}.weight": state[f"{second}.weight"] * size.view(1, -1, 1, 1),
+    }, {**ranges, second: (low / size, high / size)}
 
 
 def _grid(low: float, high: float) -> _Grid:

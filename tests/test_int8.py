@@ -10,6 +10,7 @@ from srgan.int8 import (
     Ranges,
     _add_convolution,
     _convolve,
+    _equalize,
     _grid,
     _pack,
     available,
@@ -58,6 +59,24 @@ def test_grid_holds_its_ends_and_zero():
         for value in (low, high):
             q = min(max(round(value / scale) + zero, 0), TOP)
             assert abs(scale * (q - zero) - value) <= scale
+
+
+def test_equalized_network_is_the_same_with_channels_more_alike(make_generator):
+    state, image = fold(make_generator(seed=4)), torch.rand(1, 3, 12, 12)
+    ranges, _ = calibrate([state], [image])
+    with torch.inference_mode():
+        expected = InferenceGenerator(state)(image)
+        for first, second in (("upsample1", "upsample2"), ("upsample2", "head")):
+            before = ranges[second][1]
+            state, ranges = _equalize(state, ranges, first, second)
+            sr = InferenceGenerator(state)(image)
+            torch.testing.assert_close(sr, expected, rtol=1e-4, atol=1e-5)
+            after = ranges[second][1]
+            assert after.amax() == before.amax()
+            assert (after >= before).all() and after.median() > before.median()
+        measured, _ = calibrate([state], [image])
+    for name, (low, high) in measured.items():
+        torch.testing.assert_close((low, high), ranges[name], rtol=1e-3, atol=1e-5)
 
 
 def test_bundled_weights_lose_next_to_nothing(bundled, calibration):
