@@ -122,6 +122,8 @@ READABLE = {
 SESSIONS = 300
 #: Seconds that a running image is given to finish after SIGTERM.
 GRACE = 60
+#: Seconds at least between two moves of a progress bar, each of which costs the network time.
+BAR_STEP = 0.2
 #: Whether this Space is lent a GPU for each image, which another process then enlarges.
 ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
@@ -534,15 +536,18 @@ async def _in_background(
         stop: set from outside to stop.
     """
     stop = stop or threading.Event()
-    started = time.monotonic()
+    started, moved = time.monotonic(), -math.inf
 
     def report(share: float) -> None:
-        nonlocal started
+        nonlocal started, moved
         if stop.is_set() or _asker_has_left():
             raise _Stopped("stopped")
+        now = time.monotonic()
         if share == 0:
-            started = time.monotonic()
-        progress(share, desc=_time_left(share, time.monotonic() - started))
+            started = now
+        if share in (0, 1) or now - moved >= BAR_STEP:
+            moved = now
+            progress(share, desc=_time_left(share, now - started))
 
     try:
         with _errors_as_gradio():

@@ -154,6 +154,16 @@ def test_upscale_returns_what_the_library_returns(handlers, upscaler, tmp_path):
     assert same_pixels(result, upscaler.upscale(open_image(path)))
 
 
+def test_bar_moves_at_once_at_both_ends_and_seldom_between(handlers, tmp_path, monkeypatch):
+    path = photo(tmp_path / "cat.png")
+    for step, between in ((0, True), (60, False)):
+        monkeypatch.setattr(app, "BAR_STEP", step)
+        shares = []
+        asyncio.run(handlers.upscale(path, progress=lambda share, desc: shares.append(share)))  # noqa: B023
+        assert shares[0] == 0 and shares[-1] == 1 and shares == sorted(shares)
+        assert any(0 < share < 1 for share in shares) == between
+
+
 @pytest.mark.parametrize("output_format, suffix", app.OUTPUT_FORMATS.items())
 def test_upscale_writes_every_format(handlers, tmp_path, output_format, suffix):
     result = asyncio.run(handlers.upscale(photo(tmp_path / "cat.png"), 0.5, output_format))
