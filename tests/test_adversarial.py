@@ -85,8 +85,8 @@ def test_both_presets_train_and_write_weights(tmp_path, settings, preset, precis
 
 @pytest.mark.parametrize("perceptual", ["normalized", "relative", "paper"])
 def test_every_option_takes_part(tmp_path, settings, perceptual):
-    losses = ("perceptual", "pixel", "stationarity", "adversarial", "feature_matching")
-    weights = dict(zip(losses, (1.0, 0.5, 20.0, 0.01, 0.1), strict=True))
+    losses = ("perceptual", "pixel", "stationarity", "spectrum", "adversarial", "feature_matching")
+    weights = dict(zip(losses, (1.0, 0.5, 20.0, 0.3, 0.01, 0.1), strict=True))
     options = {
         **{f"{loss}_weight": weight for loss, weight in weights.items()},
         "r1": 1.0,

@@ -17,6 +17,7 @@ from train.losses import (
     paper_vgg_loss,
     r1_penalty,
     relative_vgg_loss,
+    spectrum_loss,
     stationarity_loss,
 )
 from train.metrics import checkerboard, color_shift, feature_distances
@@ -108,6 +109,30 @@ def test_stationarity_loss_sees_enlarged_pixels_but_not_where_the_picture_is_cut
 def test_stationarity_loss_of_even_and_small_images():
     assert stationarity_loss(torch.full((1, 3, 16, 24), 0.3)).item() < 1e-6
     assert math.isfinite(stationarity_loss(torch.rand(1, 3, 8, 12)).item())
+
+
+def test_spectrum_loss_sees_strokes_along_the_axes_and_not_where_texture_lies():
+    hr = smooth_noise(8, 3, 96, 96)
+    assert spectrum_loss(hr, hr).item() == 0
+    same = spectrum_loss(smooth_noise(8, 3, 96, 96), hr).item()  # another noise of the same kind
+    strokes = 0.5 + 0.1 * F.avg_pool2d(torch.randn(8, 3, 96, 96), (1, 9), 1, padding=(0, 4))
+    both = torch.cat([strokes[:4], strokes[4:].mT])
+    assert same < 0.02
+    assert spectrum_loss(both, hr).item() > 10 * same
+    assert spectrum_loss(0.5 + 0.1 * (both - 0.5), hr).item() > 10 * same  # however faint
+
+
+def test_spectrum_loss_is_1_where_there_is_no_detail_and_has_gradients_there():
+    hr = smooth_noise(2, 3, 32, 48)
+    flat = torch.full_like(hr, 0.5) + 1e-6 * torch.randn_like(hr)
+    loss = spectrum_loss(flat.requires_grad_(), hr)
+    assert loss.item() == pytest.approx(1, abs=0.05)
+    (gradient,) = torch.autograd.grad(loss, flat)
+    assert gradient.isfinite().all() and gradient.abs().max() > 0
+    even = torch.full_like(hr, 0.5, requires_grad=True)
+    for original in (hr, even.detach()):
+        (gradient,) = torch.autograd.grad(spectrum_loss(even, original), even)
+        assert gradient.isfinite().all()
 
 
 def test_feature_matching_is_zero_for_equal_activations():

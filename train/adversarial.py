@@ -52,6 +52,7 @@ from train.losses import (
     paper_vgg_loss,
     r1_penalty,
     relative_vgg_loss,
+    spectrum_loss,
     stationarity_loss,
 )
 from train.metrics import feature_distances
@@ -93,6 +94,9 @@ class AdversarialConfig(TrainingConfig):
     stationarity_weight: float = 2.0
     """Weight against texture that is locked to the low-res grid, checkerboards and hatching
     (`train.losses.stationarity_loss`)."""
+    spectrum_weight: float = 0.2
+    """Weight against texture of another spectrum than that of originals, as horizontal and vertical
+    strokes (`train.losses.spectrum_loss`)."""
     adversarial_weight: float = 0.01
     """Weight of the adversarial loss."""
     feature_matching_weight: float = 0.0
@@ -143,6 +147,9 @@ class PaperConfig(AdversarialConfig):
     stationarity_weight: float = 0.0
     """Weight against texture that is locked to the low-res grid, checkerboards and hatching
     (`train.losses.stationarity_loss`)."""
+    spectrum_weight: float = 0.0
+    """Weight against texture of another spectrum than that of originals, as horizontal and vertical
+    strokes (`train.losses.spectrum_loss`)."""
     adversarial_weight: float = 1e-3
     """Weight of the adversarial loss."""
     relativistic: bool = False
@@ -221,6 +228,7 @@ def adversarial(config: AdversarialConfig) -> float:
                 "perceptual": (config.perceptual_weight, perceptual),
                 "pixel": (config.pixel_weight, F.l1_loss(sr, hr)),
                 "stationarity": (config.stationarity_weight, stationarity_loss(sr, world.mean)),
+                "spectrum": (config.spectrum_weight, spectrum_loss(sr, hr, world.mean)),
                 "adversarial": (
                     config.adversarial_weight,
                     generator_loss(
