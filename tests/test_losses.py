@@ -20,7 +20,7 @@ from train.losses import (
     spectrum_loss,
     stationarity_loss,
 )
-from train.metrics import checkerboard, color_shift, feature_distances
+from train.metrics import checkerboard, color_shift, feature_distances, strokes
 from train.vgg import LAYERS, VGG19, VGGError
 
 
@@ -264,6 +264,17 @@ def test_color_shift_is_signed_and_in_levels():
     hr = torch.full((1, 3, 8, 8), 0.5)
     sr = hr + torch.tensor([2.0, 0.0, -3.0]).view(1, 3, 1, 1) / 255
     assert color_shift(sr, hr) == pytest.approx([2, 0, -3], abs=1e-3)
+
+
+def test_strokes_are_what_runs_along_the_axes():
+    noise = 0.5 + 0.1 * torch.randn(1, 3, 256, 256)
+    assert abs(strokes(noise)) < 1
+    rows = 0.1 * F.avg_pool2d(torch.randn(1, 3, 256, 256), (1, 9), 1, padding=(0, 4))
+    assert strokes(noise + 2 * rows) > 3 < strokes((noise + 2 * rows).mT)
+    turned = F.avg_pool2d(torch.randn(1, 3, 512, 512), (1, 9), 1, padding=(0, 4))[0, 0]
+    down, across = torch.meshgrid(torch.arange(256), torch.arange(256), indexing="ij")
+    diagonal = 0.1 * turned[(down + across) % 512, (down - across) % 512]
+    assert strokes(noise + 2 * diagonal) < -1
 
 
 @pytest.mark.parametrize("period", [2, 4])

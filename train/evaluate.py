@@ -5,7 +5,8 @@
 Each image is cut to a multiple of 4, reduced with Pillow's bicubic, enlarged, rounded to 8 bits and
 compared with the original: PSNR and SSIM on the Y channel with 4 border pixels cut off
 (`srgan.metrics`), a distance in VGG19's features and, with --lpips, LPIPS (`train.metrics`). A
-second table shows artefacts: the colour shift of each dataset, and checkerboards in its spectra.
+second table shows artefacts: the colour shift of each dataset, and checkerboards and strokes along
+the axes in its spectra.
 
 With --degradation photo the images are blurred, made noisy and compressed too (`train.photograph`),
 each as the seed says that is its place in its folder, and the weights for photographs join in.
@@ -48,12 +49,15 @@ from train.metrics import (
     color_shift,
     feature_distances,
     load_lpips,
+    strokes,
 )
 from train.photograph import photograph
 from train.vgg import TORCHVISION, VGG19, VGGError
 
 logger = logging.getLogger(__name__)
 
+#: What the eye finds in texture that a network has made: name -> strength in dB.
+PATTERNS = {"checkerboard": checkerboard, "strokes": strokes}
 #: Ledig et al. 2017, table 2: PSNR-Y in dB and SSIM-Y (of another implementation than ours).
 PAPER = {
     "Set5": {"bicubic": (28.43, 0.8211), "srresnet": (32.05, 0.9019), "srgan": (29.40, 0.8472)},
@@ -191,26 +195,30 @@ def _measure(
 
 def _trace(
     enlarged: dict[str, torch.Tensor], original: torch.Tensor
-) -> dict[str, tuple[list[float], float | None]]:
-    """For each result its colour shift, and how much more checkerboard it has than the original;
-    None for images too small to have a spectrum."""
-    large = min(original.shape[2:]) >= SPECTRUM_BLOCK
-    own = checkerboard(original) if large else 0.0
+) -> dict[str, tuple[list[float], dict[str, float]]]:
+    """For each result its colour shift, and how much more of each pattern it has than the original;
+    no patterns for images too small to have a spectrum."""
+    patterns = PATTERNS if min(original.shape[2:]) >= SPECTRUM_BLOCK else {}
+    own = {name: strength(original) for name, strength in patterns.items()}
     return {
-        name: (color_shift(sr, original), checkerboard(sr) - own if large else None)
-        for name, sr in enlarged.items()
+        network: (
+            color_shift(sr, original),
+            {name: strength(sr) - own[name] for name, strength in patterns.items()},
+        )
+        for network, sr in enlarged.items()
     }
 
 
 def _artefacts(traces: list[dict]) -> dict[str, dict[str, float]]:
-    """Over a dataset: the largest mean error of a channel in 1/255, the mean checkerboard in dB."""
+    """Over a dataset: the largest mean error of a channel in 1/255, the mean patterns in dB."""
     summary = {}
     for network in traces[0]:
-        shifts = torch.tensor([trace[network][0] for trace in traces]).mean(0)
-        grids = [trace[network][1] for trace in traces if trace[network][1] is not None]
-        summary[network] = {"color_shift": shifts.abs().max().item()}
-        if grids:
-            summary[network]["checkerboard"] = sum(grids) / len(grids)
+        shifts, patterns = zip(*(trace[network] for trace in traces), strict=True)
+        shift = torch.tensor(shifts).mean(0).abs().max().item()
+        known = [found for found in patterns if found]
+        summary[network] = {"color_shift": shift} | {
+            name: sum(found[name] for found in known) / len(known) for name in PATTERNS if known
+        }
     return summary
 
 
@@ -250,14 +258,15 @@ def comparison_sheet(pieces: list[Image.Image], side: int) -> Image.Image:
 
 
 def artefact_table(artefacts: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Colour shifts and checkerboards as a Markdown table."""
-    titles = ["dataset", "network", "colour shift, 1/255", "checkerboard over the original, dB"]
-    lines = [_row(titles), _row(["---", "---", "---:", "---:"])]
+    """Colour shifts and patterns as a Markdown table."""
+    titles = ["dataset", "network", "colour shift, 1/255"]
+    titles += [f"{name} over the original, dB" for name in PATTERNS]
+    lines = [_row(titles), _row(["---", "---", *["---:"] * (len(titles) - 2)])]
     for dataset, networks in artefacts.items():
         for network, metrics in networks.items():
-            grid = f"{metrics['checkerboard']:.1f}" if "checkerboard" in metrics else "–"
-            shift = metrics["color_shift"]
-            lines.append(_row([dataset, LABELS[network], f"{shift:.2f}", grid]))
+            shift = f"{metrics['color_shift']:.2f}"
+            strengths = [f"{metrics[n]:.1f}" if n in metrics else "–" for n in PATTERNS]
+            lines.append(_row([dataset, LABELS[network], shift, *strengths]))
     return "\n".join(lines)
 
 

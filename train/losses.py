@@ -203,7 +203,7 @@ def stationarity_loss(sr: Tensor, mean: Callable[[Tensor], Tensor] = batch_mean)
     they would any texture. Photographs are stationary: their detail has the same mean and
     autocovariance at each of the SCALE² positions (phases) within an LR pixel. What is locked to
     the grid is only cyclostationary (Gardner et al. 2006, "Cyclostationarity: Half a century of
-    research"). So this is the variance of those moments of `_normalized_detail` over the phases.
+    research"). So this is the variance of those moments of `normalized_detail` over the phases.
     Ours.
 
     Args:
@@ -214,7 +214,7 @@ def stationarity_loss(sr: Tensor, mean: Callable[[Tensor], Tensor] = batch_mean)
         About 0.001 for photographs in batches of 8 crops of 96 pixels, 0.01 for bicubic
         enlargements, 0.2 where a grid begins to show.
     """
-    detail = _normalized_detail(sr)
+    detail = normalized_detail(sr)
     channels = sr.shape[1]
     height, width = sr.shape[2] - SCALE, sr.shape[3] - 2 * SCALE
     here = detail[:, :, :height, SCALE:-SCALE]
@@ -235,7 +235,7 @@ def spectrum_loss(sr: Tensor, hr: Tensor, mean: Callable[[Tensor], Tensor] = bat
     times as much power along the axes as along the diagonals, where photographs have 1.35 times as
     much. That networks which enlarge miss the spectrum is the finding of Durall et al. 2020 ("Watch
     your up-convolution"), who compare its mean over all directions; here the directions are what
-    matters, and no pixel is asked to be where it was. Of `_normalized_detail`. Ours.
+    matters, and no pixel is asked to be where it was. Of `normalized_detail`. Ours.
 
     Args:
         sr, hr: (N, 3, H, W) in [0, 1], at least 16 pixels a side.
@@ -249,7 +249,7 @@ def spectrum_loss(sr: Tensor, hr: Tensor, mean: Callable[[Tensor], Tensor] = bat
     window = torch.hann_window(side, device=sr.device)
 
     def power(image: Tensor) -> Tensor:  # (frequencies,)
-        blocks = _normalized_detail(image).unfold(2, side, side // 2).unfold(3, side, side // 2)
+        blocks = normalized_detail(image).unfold(2, side, side // 2).unfold(3, side, side // 2)
         spectra = torch.fft.rfft2(blocks * window[:, None] * window)  # (N, 3, n, m, side, …)
         power = mean(spectra.abs().square().mean((1, 2, 3)))[inside]
         return power + 1e-3  # of a hundred: there may be none
@@ -264,9 +264,16 @@ def spectrum_loss(sr: Tensor, hr: Tensor, mean: Callable[[Tensor], Tensor] = bat
     return ((power(sr) / wanted).sqrt() - 1).square().mean()
 
 
-def _normalized_detail(image: Tensor) -> Tensor:
+def normalized_detail(image: Tensor) -> Tensor:
     """What a Gaussian takes away, relative to its contrast around: a faint pattern in the sky
-    weighs as much as a strong one in grass. (N, C, H, W), as the image."""
+    weighs as much as a strong one in grass.
+
+    Args:
+        image: (N, C, H, W) in [0, 1].
+
+    Returns:
+        The same shape, with a mean square near 1.
+    """
     channels = image.shape[1]
     kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=image.device) / 16
     kernel = torch.outer(kernel, kernel).expand(channels, 1, 5, 5)
