@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from train.data import (
     PackedImages,
     degrade,
     load_packed,
+    reduce,
 )
 
 TOLERANCE = 1 / 255 + 1e-6
@@ -109,6 +111,33 @@ def test_without_margin_it_would_not():
 
 
 # ------------------------------------------------------------------------------------ sampling
+
+
+def test_reduced_pairs_are_what_the_whole_reduced_image_would_give():
+    image = noise(128, 120)
+    lr, hr = sampler(image, crop=16, batch=16, reductions=(2,)).next()
+    assert lr.shape == (16, 3, 4, 4)
+    wholes = []  # reduced from the first or the second row and column on, in all orientations
+    for top, left in product(range(2), range(2)):
+        half = reduce(tensor(image[top : 126 + top, left : 118 + left]), 2)
+        wholes += [flipped.rot90(k, (2, 3)) for flipped in (half, half.flip(3)) for k in range(4)]
+    for low, high in zip(lr, hr, strict=True):
+        windows = [whole.unfold(2, 16, 1).unfold(3, 16, 1) for whole in wholes]
+        errors = [(w - high[None, :, None, None]).abs().amax((1, 4, 5))[0] for w in windows]
+        which = min(range(len(wholes)), key=lambda i: errors[i].min())
+        assert errors[which].min() < TOLERANCE
+        top, left = divmod(errors[which].argmin().item(), errors[which].shape[1])
+        region = wholes[which][..., top - 8 : top + 24, left - 8 : left + 24]
+        torch.testing.assert_close(low, degrade(region)[0, :, 2:-2, 2:-2], rtol=0, atol=TOLERANCE)
+
+
+def test_each_batch_has_one_of_the_reductions():
+    image = np.tile((np.arange(160) // 2 % 2 * 255).astype(np.uint8)[:, None, None], (1, 160, 3))
+    batches = sampler(image, crop=16, batch=4, reductions=(1, 4))
+    evenness = [batches.next()[1].std((1, 2, 3)) for _ in range(40)]  # ÷4 makes the stripes grey
+    grey = torch.stack([batch < 0.2 for batch in evenness])
+    assert (grey.all(1) | ~grey.any(1)).all()
+    assert 8 < grey.all(1).sum() < 32
 
 
 def test_pairs_are_what_the_whole_image_would_give():
@@ -208,6 +237,9 @@ def test_processes_share_a_batch(degradation):
         ({"crop": 32}, "no image has 48 pixels on both sides"),
         ({"batch": 5, "world_size": 2}, "5 can't be shared by 2"),
         ({"degradation": "photo"}, "no image has 136 pixels on both sides"),
+        ({"reductions": (1, 3)}, "no image has 84 pixels on both sides.* and a reduction of 3"),
+        ({"reductions": (0,)}, "whole numbers from 1"),
+        ({"reductions": ()}, "whole numbers from 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, message):

@@ -5,9 +5,9 @@
     python -m train.adversarial paper …
 
 Ledig et al. 2017, §2.2 and §3.2. `paper` is their recipe; `ours` puts together what made later GANs
-better, Muon, and losses of our own against what is locked to the low-res grid; the balance was
-found on a CPU, in runs of an hour at most. Every difference between the two is an option. The same
-command again resumes a run that was stopped.
+better, Muon, and losses of our own against texture that is locked to the low-res grid or runs along
+its axes; the balance was found on a CPU, in runs of three hours at most. Every difference between
+the two is an option. The same command again resumes a run that was stopped.
 """
 
 import copy
@@ -91,13 +91,13 @@ class AdversarialConfig(TrainingConfig):
     the positions of its pooling can't be learnt (Kettunen et al. 2019, E-LPIPS)."""
     pixel_weight: float = 2.0
     """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
-    stationarity_weight: float = 2.0
+    stationarity_weight: float = 5.0
     """Weight against texture that is locked to the low-res grid, checkerboards and hatching
     (`train.losses.stationarity_loss`)."""
-    spectrum_weight: float = 0.2
+    spectrum_weight: float = 0.5
     """Weight against texture of another spectrum than that of originals, as horizontal and vertical
     strokes (`train.losses.spectrum_loss`)."""
-    adversarial_weight: float = 0.01
+    adversarial_weight: float = 0.005
     """Weight of the adversarial loss."""
     feature_matching_weight: float = 0.0
     """Weight of the discriminator's feature matching (Wang et al. 2018, pix2pixHD)."""

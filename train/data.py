@@ -5,9 +5,10 @@ gather and a small convolution and no loader ever waits.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,16 +25,14 @@ IMAGES_FILE = "images.bin"
 INDEX_FILE = "index.npy"
 MANIFEST_FILE = "manifest.json"
 
-#: HR pixels that decide over one LR pixel beyond its own four: the antialiased bicubic kernel
-#: reaches 2 × SCALE from the centre.
-MARGIN = 2 * SCALE
+#: Pixels of the result that the antialiased bicubic kernel reaches from its centre.
+REACH = 2
+#: HR pixels that decide over one LR pixel beyond its own four.
+MARGIN = REACH * SCALE
 
 
 def degrade(hr: Tensor) -> Tensor:
     """The one definition of a clean low-res image: bicubic ÷4 with antialiasing, to 8 bits.
-
-    Equals Pillow's `Image.resize(…, BICUBIC)`, but for 1/255 in about one pixel of ten thousand:
-    like Pillow it reduces the width first, rounds halves up, and clips after either pass.
 
     Args:
         hr: (N, 3, H, W) in [0, 1], H and W multiples of 4.
@@ -41,9 +40,24 @@ def degrade(hr: Tensor) -> Tensor:
     Returns:
         (N, 3, H/4, W/4) in [0, 1], multiples of 1/255.
     """
-    height, width = hr.shape[2:]
-    pixels = 255 * hr
-    for size in ((height, width // SCALE), (height // SCALE, width // SCALE)):
+    return reduce(hr, SCALE)
+
+
+def reduce(images: Tensor, factor: int) -> Tensor:
+    """Bicubic reduction with antialiasing, to 8 bits.
+
+    Equals Pillow's `Image.resize(…, BICUBIC)`, but for 1/255 in about one pixel of ten thousand:
+    like Pillow it reduces the width first, rounds halves up, and clips after either pass.
+
+    Args:
+        images: (N, C, H, W) in [0, 1], H and W multiples of the factor.
+
+    Returns:
+        (N, C, H / factor, W / factor) in [0, 1], multiples of 1/255.
+    """
+    height, width = images.shape[2:]
+    pixels = 255 * images
+    for size in ((height, width // factor), (height // factor, width // factor)):
         pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
         pixels = pixels.add_(0.5).floor_().clamp_(0, 255)
     return pixels.div_(255)
@@ -132,6 +146,14 @@ def load_packed(
     return split(0), split(1)
 
 
+class _Places(NamedTuple):
+    """Where crops of one size can lie."""
+
+    side: int  # of the crops, as they are read
+    positions: Tensor  # (n,) how many of them each image has
+    ends: Tensor  # (n,) their sums up to and with each image
+
+
 class CropSampler:
     """Draws random (LR, HR) crops from packed images.
 
@@ -145,12 +167,14 @@ class CropSampler:
         batch: crops a batch.
         generator: the source of all randomness, on the CPU, the same in all processes.
         degradation: of which kind LR is.
+        reductions: whole numbers by which images are reduced before they are cropped, one drawn for
+            each batch.
         rank, world_size: this process's number and how many there are; each takes its share of
             every batch, so that together they see what one process would see alone.
 
     Raises:
-        ValueError: `crop` is not a multiple of 4, the processes can't share the batch evenly, or
-            no image is large enough.
+        ValueError: `crop` is not a multiple of 4, the processes can't share the batch evenly, a
+            reduction is not a positive whole number, or no image is large enough.
     """
 
     def __init__(
@@ -161,6 +185,7 @@ class CropSampler:
         batch: int,
         generator: torch.Generator,
         degradation: Degradation = "bicubic",
+        reductions: Sequence[int] = (1,),
         rank: int = 0,
         world_size: int = 1,
     ):
@@ -174,15 +199,23 @@ class CropSampler:
         self.generator = generator
         self.degradation = degradation
         self.margin = photograph.MARGIN if degradation == "photo" else MARGIN
-        self.side = crop + 2 * self.margin  # what is read
-        room = (images.index[:, 1:] - self.side + 1).clamp(min=0)  # (n, 2) positions
-        self.positions = room[:, 0] * room[:, 1]
-        if not self.positions.any():
+        self.side = crop + 2 * self.margin  # of what LR is made of
+        if not reductions or min(reductions) < 1:
+            raise ValueError(f"reductions must be whole numbers from 1, got {tuple(reductions)}")
+        self.places = {reduction: self._find_places(reduction) for reduction in reductions}
+
+    def _find_places(self, reduction: int) -> "_Places":
+        side = self.side if reduction == 1 else reduction * (self.side + 2 * REACH)
+        room = (self.images.index[:, 1:] - side + 1).clamp(min=0)  # (n, 2) positions
+        positions = room[:, 0] * room[:, 1]
+        if not positions.any():
             raise ValueError(
-                f"no image has {self.side} pixels on both sides, which a crop of {crop} needs "
-                f"with its margin: lower the crop or prepare larger images"
+                f"no image has {side} pixels on both sides, which a crop of "
+                f"{self.side - 2 * self.margin} needs with its margin"
+                + (f" and a reduction of {reduction}" if reduction > 1 else "")
+                + ": lower the crop or prepare larger images"
             )
-        self.cumulative = self.positions.cumsum(0)
+        return _Places(side, positions, positions.cumsum(0))
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Draws a batch.
@@ -191,22 +224,28 @@ class CropSampler:
             LR (N, 3, crop/4, crop/4) and HR (N, 3, crop, crop), float32 in [0, 1], on the device
             of the pixels; N is this process's share of the batch.
         """
-        total = int(self.cumulative[-1])
-        draw = torch.randint(total, (self.batch,), generator=self.generator)[self.share]
+        reduction = next(iter(self.places))
+        if len(self.places) > 1:
+            number = torch.randint(len(self.places), (1,), generator=self.generator).item()
+            reduction = list(self.places)[number]
+        side, positions, ends = self.places[reduction]
+        draw = torch.randint(int(ends[-1]), (self.batch,), generator=self.generator)[self.share]
         orientation = torch.randint(8, (self.batch,), generator=self.generator)[self.share]
-        chosen = torch.searchsorted(self.cumulative, draw.contiguous(), right=True)
-        within = draw - (self.cumulative[chosen] - self.positions[chosen])
+        chosen = torch.searchsorted(ends, draw.contiguous(), right=True)
+        within = draw - (ends[chosen] - positions[chosen])
         offset, _, width = self.images.index[chosen].unbind(1)
-        across = width - self.side + 1
+        across = width - side + 1
         first = offset + 3 * (within // across * width + within % across)  # (N,) byte of the corner
 
         device = self.images.pixels.device
         first, row_bytes = first.to(device), (3 * width).to(device)
-        rows = torch.arange(self.side, device=device)
-        line = torch.arange(3 * self.side, device=device)
+        rows = torch.arange(side, device=device)
+        line = torch.arange(3 * side, device=device)
         at = (first[:, None] + rows * row_bytes[:, None])[:, :, None] + line  # (N, side, 3 side)
-        crops = self.images.pixels[at].view(-1, self.side, self.side, 3)
+        crops = self.images.pixels[at].view(-1, side, side, 3)
         crops = crops.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, side, side)
+        if reduction > 1:
+            crops = reduce(crops, reduction)[:, :, REACH:-REACH, REACH:-REACH]
 
         orientation = orientation.to(device)[:, None, None, None]
         crops = torch.where(orientation & 1 > 0, crops.flip(3), crops)

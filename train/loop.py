@@ -59,6 +59,10 @@ class TrainingConfig:
     JPEG too (`train.photograph`)."""
     crop: int = 96
     """Side of the HR crops in pixels."""
+    reductions: tuple[int, ...] = (1,)
+    """Factors by which the originals are reduced before they are cropped, one drawn for each batch:
+    1 2 shows the network photographs at half their size too, whose detail is denser than that of
+    many megapixels (cf. the scales of Wang et al. 2021, Real-ESRGAN)."""
     batch: int | None = None
     """Crops a step, over all GPUs together; by default 8 on a CPU, on a GPU 32 in stage 1 and 16
     in stage 2."""
@@ -235,6 +239,7 @@ def load_data(config: TrainingConfig, world: World) -> tuple[CropSampler, Packed
         batch=config.batch,
         generator=torch.Generator().manual_seed(config.seed),
         degradation=config.degradation,
+        reductions=config.reductions,
         rank=world.rank,
         world_size=world.size,
     )
