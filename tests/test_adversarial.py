@@ -19,7 +19,7 @@ from srgan.weights import SRGAN_FILE, SRRESNET_FILE, save_generator
 from train.adversarial import AdversarialConfig, PaperConfig, adversarial
 from train.checkpoint import LAST_FILE
 from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE
-from train.loop import LOG_FILE, TrainingError
+from train.loop import LOG_FILE, TrainingError, center_colors
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,6 +81,28 @@ def test_both_presets_train_and_write_weights(tmp_path, settings, preset, precis
     before, after = load_file(settings["init"]), load_file(tmp_path / SRGAN_FILE)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_colors_are_centered_by_the_head_alone(make_generator):
+    generator = make_generator(seed=1).eval()
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    lr, hr = torch.rand(4, 3, 6, 6), torch.rand(4, 3, 24, 24)
+    center_colors(generator, [(lr[:2], hr[:2]), (lr[2:], hr[2:])])
+    with torch.no_grad():
+        torch.testing.assert_close(generator(lr).mean((0, 2, 3)), hr.mean((0, 2, 3)))
+    after = generator.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["head.bias"]
+
+
+def test_weights_are_saved_with_centered_colors(tmp_path, settings, monkeypatch):
+    shift = 0.25
+    monkeypatch.setattr(
+        "train.adversarial.center_colors", lambda network, _: network.head.bias.data.add_(shift)
+    )
+    adversarial(AdversarialConfig(**settings, out=tmp_path, steps=2))
+    average = torch.load(tmp_path / LAST_FILE, weights_only=True)["average"]["module.head.bias"]
+    saved = load_file(tmp_path / SRGAN_FILE)["head.bias"]
+    torch.testing.assert_close(saved, average + shift)
 
 
 @pytest.mark.parametrize("perceptual", ["normalized", "relative", "paper"])

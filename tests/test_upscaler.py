@@ -16,7 +16,7 @@ from srgan import weights as weights_module
 from srgan.generator import InferenceGenerator, fold
 from srgan.image import to_tensor
 from srgan.int8 import Int8Generator, calibrate
-from srgan.upscaler import CACHED_NETWORKS
+from srgan.upscaler import CACHED_NETWORKS, LEAST_LIKENESS
 from srgan.weights import PHOTO_FILE, SRGAN_FILE, load_weights
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -339,7 +339,9 @@ def test_auto_takes_int8_where_it_is_fast(monkeypatch, fast, precision):
 @pytest.mark.parametrize("wanted, precision", [("auto", "float32"), ("int8", "int8")])
 def test_only_auto_minds_what_int8_loses(tiny_weights, monkeypatch, wanted, precision):
     monkeypatch.setattr(module, "available", lambda: True)
-    monkeypatch.setattr(module, "calibrate", lambda *arguments: (calibrate(*arguments)[0], 49.9))
+    monkeypatch.setattr(
+        module, "calibrate", lambda *arguments: (calibrate(*arguments)[0], LEAST_LIKENESS - 0.1)
+    )
     assert Upscaler(tiny_weights, "cpu", precision=wanted).precision == precision
 
 
@@ -374,7 +376,7 @@ def test_what_int8_loses_of_photo_is_no_matter_to_clean(
     tiny_photo_weights, photo_upscaler, monkeypatch, wanted, lost
 ):
     monkeypatch.setattr(module, "available", lambda: True)
-    likenesses = [50.0, 49.9]
+    likenesses = [LEAST_LIKENESS, LEAST_LIKENESS - 0.1]
     monkeypatch.setattr(
         module, "calibrate", lambda *given: (calibrate(*given)[0], likenesses.pop(0))
     )

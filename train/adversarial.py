@@ -30,11 +30,13 @@ from srgan.errors import SRGANError
 from srgan.metrics import psnr_y
 from srgan.weights import SRGAN_FILE, SRGAN_STAGE, load_generator, save_generator
 from train.checkpoint import CheckpointError
+from train.data import CropSampler
 from train.discriminator import Discriminator
 from train.loop import (
     TrainingConfig,
     TrainingError,
     autocast,
+    center_colors,
     fix_batch_norm,
     join_world,
     load_data,
@@ -63,6 +65,8 @@ logger = logging.getLogger(__name__)
 
 #: Pixels a side of which VGG's last features are one.
 VGG_SIDE = 16
+#: Batches by which the colours of the result are set.
+CENTERING_BATCHES = 48
 LAYERED_LOSSES = {"normalized": normalized_vgg_loss, "relative": relative_vgg_loss}
 
 
@@ -276,8 +280,18 @@ def adversarial(config: AdversarialConfig) -> float:
             return {"psnr_y": psnr, "vgg19": distance, "likeness": -distance}
 
         def save_best(number: int) -> None:
+            result = copy.deepcopy(average.module).eval()
+            crops = CropSampler(  # of its own: training's goes on as if there were no validation
+                sampler.images,
+                crop=config.crop,
+                batch=config.batch,
+                generator=torch.Generator().manual_seed(config.seed),
+                degradation=config.degradation,
+                reductions=config.reductions,
+            )
+            center_colors(result, (crops.next() for _ in range(CENTERING_BATCHES)))
             metadata = {"stage": SRGAN_STAGE, "step": str(number)}
-            save_generator(average.module, config.out / SRGAN_FILE, metadata)
+            save_generator(result, config.out / SRGAN_FILE, metadata)
 
         return -run(
             config,
