@@ -222,8 +222,8 @@ def _equalize(
     """The same network with the channels between two convolutions, which share one grid, brought
     nearer to each other in size: the small ones then have more of its steps.
 
-    A PReLU passes a factor on. To the power of ½, because a channel that
-    fills the grid has no room for more than was seen in calibration.
+    A PReLU passes a factor on. To the power of ½, because a channel that fills the grid has no room
+    for more than was seen in calibration.
     """
     low, high = ranges[second]
     size = torch.maximum(high, -low)

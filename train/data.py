@@ -204,7 +204,7 @@ class CropSampler:
             raise ValueError(f"reductions must be whole numbers from 1, got {tuple(reductions)}")
         self.places = {reduction: self._find_places(reduction) for reduction in reductions}
 
-    def _find_places(self, reduction: int) -> "_Places":
+    def _find_places(self, reduction: int) -> _Places:
         side = self.side if reduction == 1 else reduction * (self.side + 2 * REACH)
         room = (self.images.index[:, 1:] - side + 1).clamp(min=0)  # (n, 2) positions
         positions = room[:, 0] * room[:, 1]
