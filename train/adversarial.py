@@ -30,7 +30,6 @@ from srgan.errors import SRGANError
 from srgan.metrics import psnr_y
 from srgan.weights import SRGAN_FILE, SRGAN_STAGE, load_generator, save_generator
 from train.checkpoint import CheckpointError
-from train.data import CropSampler
 from train.discriminator import Discriminator
 from train.loop import (
     TrainingConfig,
@@ -41,6 +40,7 @@ from train.loop import (
     join_world,
     load_data,
     make_optimizers,
+    make_sampler,
     run,
     update,
     use_bf16,
@@ -281,14 +281,8 @@ def adversarial(config: AdversarialConfig) -> float:
 
         def save_best(number: int) -> None:
             result = copy.deepcopy(average.module).eval()
-            crops = CropSampler(  # of its own: training's goes on as if there were no validation
-                sampler.images,
-                crop=config.crop,
-                batch=config.batch,
-                generator=torch.Generator().manual_seed(config.seed),
-                degradation=config.degradation,
-                reductions=config.reductions,
-            )
+            # Of its own: training's goes on as if there were no validation.
+            crops = make_sampler(config, sampler.images)
             center_colors(result, (crops.next() for _ in range(CENTERING_BATCHES)))
             metadata = {"stage": SRGAN_STAGE, "step": str(number)}
             save_generator(result, config.out / SRGAN_FILE, metadata)

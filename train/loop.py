@@ -233,17 +233,24 @@ def load_data(config: TrainingConfig, world: World) -> tuple[CropSampler, Packed
     training_images, validation_images = load_packed(config.data, world.device)
     if not len(validation_images):
         raise ValueError(f"{config.data} holds no validation images: prepare it with some")
-    sampler = CropSampler(
-        training_images,
+    sampler = make_sampler(config, training_images, world.rank, world.size)
+    return sampler, validation_images
+
+
+def make_sampler(
+    config: TrainingConfig, images: PackedImages, rank: int = 0, world_size: int = 1
+) -> CropSampler:
+    """The configured crops from their first on; by default whole batches."""
+    return CropSampler(
+        images,
         crop=config.crop,
         batch=config.batch,
         generator=torch.Generator().manual_seed(config.seed),
         degradation=config.degradation,
         reductions=config.reductions,
-        rank=world.rank,
-        world_size=world.size,
+        rank=rank,
+        world_size=world_size,
     )
-    return sampler, validation_images
 
 
 def fix_batch_norm(module: nn.Module) -> None:

@@ -251,8 +251,8 @@ def spectrum_loss(sr: Tensor, hr: Tensor, mean: Callable[[Tensor], Tensor] = bat
     def power(image: Tensor) -> Tensor:  # (frequencies,)
         blocks = normalized_detail(image).unfold(2, side, side // 2).unfold(3, side, side // 2)
         spectra = torch.fft.rfft2(blocks * window[:, None] * window)  # (N, 3, n, m, side, …)
-        power = mean(spectra.abs().square().mean((1, 2, 3)))[inside]
-        return power + 1e-3  # of a hundred: there may be none
+        # Of a hundred: there may be none.
+        return mean(spectra.abs().square().mean((1, 2, 3)))[inside] + 1e-3
 
     frequency = torch.hypot(
         torch.fft.fftfreq(side, device=sr.device)[:, None],

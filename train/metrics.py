@@ -67,10 +67,8 @@ def checkerboard(image: Tensor) -> float:
         image: (1, 3, H, W) in [0, 1], at least `SPECTRUM_BLOCK` pixels a side.
     """
     side = SPECTRUM_BLOCK
-    window = torch.hann_window(side, device=image.device)
-    blocks = image.mean(1)[0].unfold(0, side, side // 2).unfold(1, side, side // 2)
-    blocks = (blocks - blocks.mean((2, 3), keepdim=True)) * window[:, None] * window
-    power = torch.fft.fft2(blocks).abs().square().mean((0, 1)) + 1e-12  # (side, side)
+    blocks = _blocks(image.mean(1)[0])
+    power = _mean_power(blocks - blocks.mean((2, 3), keepdim=True))
     step = side // SCALE
     excess = []
     for i in range(0, side, step):
@@ -83,7 +81,7 @@ def checkerboard(image: Tensor) -> float:
 
 
 def strokes(image: Tensor) -> float:
-    """How far the finest detail runs along rows and columns rather than across them, in dB.
+    """How far the finest detail runs along rows and columns rather than diagonally, in dB.
 
     The power of luminance's `normalized_detail` between 1/4 and 1/2 of the sampling rate, within 8°
     of the axes relative to that more than 30° away. Photographs have more than 0 dB, for buildings
@@ -92,18 +90,27 @@ def strokes(image: Tensor) -> float:
     Args:
         image: (1, 3, H, W) in [0, 1], at least `SPECTRUM_BLOCK` pixels a side.
     """
-    side = SPECTRUM_BLOCK
-    window = torch.hann_window(side, device=image.device)
-    detail = normalized_detail(image.mean(1, keepdim=True))[0, 0]
-    blocks = detail.unfold(0, side, side // 2).unfold(1, side, side // 2)
-    power = torch.fft.fft2(blocks * window[:, None] * window).abs().square().mean((0, 1)) + 1e-12
-    frequencies = torch.fft.fftfreq(side, device=image.device).abs()
+    power = _mean_power(_blocks(normalized_detail(image.mean(1, keepdim=True))[0, 0]))
+    frequencies = torch.fft.fftfreq(SPECTRUM_BLOCK, device=image.device).abs()
     y, x = frequencies[:, None], frequencies[None]
     radius, angle = torch.hypot(y, x), torch.atan2(torch.minimum(y, x), torch.maximum(y, x))
     fine = (radius >= 0.25) & (radius <= 0.5)
     along = power[fine & (angle < math.radians(8))].mean()
-    across = power[fine & (angle > math.radians(30))].mean()
-    return 10 * (along / across).log10().item()
+    diagonal = power[fine & (angle > math.radians(30))].mean()
+    return 10 * (along / diagonal).log10().item()
+
+
+def _blocks(plane: Tensor) -> Tensor:
+    """Squares of `SPECTRUM_BLOCK` pixels with half overlap, (n, m, side, side), of (H, W)."""
+    side = SPECTRUM_BLOCK
+    return plane.unfold(0, side, side // 2).unfold(1, side, side // 2)
+
+
+def _mean_power(blocks: Tensor) -> Tensor:
+    """The mean spectrum of Hann-windowed blocks, (side, side)."""
+    window = torch.hann_window(SPECTRUM_BLOCK, device=blocks.device)
+    spectra = torch.fft.fft2(blocks * window[:, None] * window)
+    return spectra.abs().square().mean((0, 1)) + 1e-12
 
 
 @torch.no_grad()
