@@ -6,7 +6,7 @@ from contextlib import suppress
 #: Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 #: Bytes that are kept, and the largest blocks that may be: glibc allows no more.
-KEPT, LARGEST = 64 * 2**20, 32 * 2**20
+KEPT, LARGEST = 128 * 2**20, 32 * 2**20
 
 
 def keep_freed_memory() -> None:

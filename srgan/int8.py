@@ -208,11 +208,10 @@ def calibrate(states: list[dict[str, Tensor]], images: list[Tensor]) -> tuple[Ra
     """
     ranges: Ranges = {}
     expected = [[_Watch(state, ranges)(image) for image in images] for state in states]
-    likenesses = [
-        psnr_y(Int8Generator(state, ranges)(image), sr)
-        for state, srs in zip(states, expected, strict=True)
-        for image, sr in zip(images, srs, strict=True)
-    ]
+    likenesses = []
+    for state, srs in zip(states, expected, strict=True):
+        network = Int8Generator(state, ranges)
+        likenesses += [psnr_y(network(image), sr) for image, sr in zip(images, srs, strict=True)]
     return ranges, min(likenesses)
 
 
