@@ -22,7 +22,7 @@ def enlarge_tiled(
     network: InferenceGenerator,
     lr: Tensor,
     *,
-    body_tile: int = 512,
+    body_tile: int = 944,
     tail_tile: int = 64,
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
@@ -31,7 +31,8 @@ def enlarge_tiled(
     Args:
         network: on the device of `lr`.
         lr: (1, 3, h, w) in [0, 1].
-        body_tile: largest side of the body's tiles in LR pixels, halo not included.
+        body_tile: side in LR pixels, halo not included, of a square than which none of the body's
+            tiles is larger.
         tail_tile: largest side of the tail's tiles in LR pixels, halo not included.
         progress: called after every tail tile and every residual block of a body tile with the
             share of the work that is done, in (0, 1]. What it raises ends the work.
@@ -46,14 +47,12 @@ def enlarge_tiled(
         raise ValueError(f"tiles need at least 1 pixel a side, got {min(body_tile, tail_tile)}")
     height, width = lr.shape[2:]
     halo = network.tail_halo
+    seen = halo + network.body_halo
+    counts = _body_grid(height, width, body_tile, seen)
     # (tile, the features its tail needs, the pixels its body needs)
     body_tiles = [
-        (
-            tile,
-            _grow(tile, halo, height, width),
-            _grow(tile, halo + network.body_halo, height, width),
-        )
-        for tile in _tiles(slice(0, height), slice(0, width), body_tile)
+        (tile, _grow(tile, halo, height, width), _grow(tile, seen, height, width))
+        for tile in _grid(slice(0, height), slice(0, width), *counts)
     ]
     block_work = network.body_work // network.depth
     total = sum(_area(context) for _, _, context in body_tiles) * block_work * network.depth
@@ -72,23 +71,41 @@ def enlarge_tiled(
             _cut(lr, context), tick=partial(advance, _area(context) * block_work)
         )
         features = _cut(features, _relative(inner, context))
-        for part in _tiles(*tile, tail_tile):
-            seen = _grow(part, halo, height, width)
-            enlarged = network.tail(_cut(features, _relative(seen, inner)))
-            _cut(sr, _scaled(part))[:] = _cut(enlarged, _scaled(_relative(part, seen)))
+        for part in _grid(*tile, *(_count(span.stop - span.start, tail_tile) for span in tile)):
+            around = _grow(part, halo, height, width)
+            enlarged = network.tail(_cut(features, _relative(around, inner)))
+            _cut(sr, _scaled(part))[:] = _cut(enlarged, _scaled(_relative(part, around)))
             advance(_area(part) * network.tail_work)
+        del features  # or there would be those of two tiles at a time
     return sr
 
 
-def _tiles(rows: slice, columns: slice, side: int) -> Iterator[Rectangle]:
-    """Covers a rectangle with tiles of at most `side`, as equal in size as can be."""
-    for row in split(rows, _count(rows, side)):
-        for column in split(columns, _count(columns, side)):
+def _body_grid(height: int, width: int, side: int, halo: int) -> tuple[int, int]:
+    """How many rows and columns of tiles have the fewest pixels, halos included, if none has more
+    than a square of `side` with its halo."""
+    most = (side + 2 * halo) ** 2
+    grids = []
+    for columns in range(1, _count(width, side) + 1):
+        across = _count(width, columns) + 2 * halo if columns > 1 else width
+        down = most // across
+        if down < height:
+            down -= 2 * halo
+        if down > 0:
+            rows = _count(height, down)
+            area = (height + 2 * halo * (rows - 1)) * (width + 2 * halo * (columns - 1))
+            grids.append((area, rows, columns))
+    return min(grids)[1:]
+
+
+def _count(length: int, side: int) -> int:
+    return -(-length // side)
+
+
+def _grid(rows: slice, columns: slice, down: int, across: int) -> Iterator[Rectangle]:
+    """Cuts a rectangle into so many tiles, as equal in size as can be."""
+    for row in split(rows, down):
+        for column in split(columns, across):
             yield row, column
-
-
-def _count(span: slice, side: int) -> int:
-    return -(-(span.stop - span.start) // side)
 
 
 def split(span: slice, count: int) -> list[slice]:

@@ -59,8 +59,9 @@ class Upscaler:
         weights: `bundled`, a weights folder or .safetensors file, or `user/repo[@revision]` on the
             Hugging Face Hub; None for SRGAN_WEIGHTS or the default (`srgan.weights`).
         device: where to compute; None takes CUDA, else MPS, else the CPU.
-        tile: largest side of a tile in low-res pixels, halo not included; smaller tiles take less
-            memory and, below about 128, much more time; the result is the same. None chooses.
+        tile: side of a square in low-res pixels, halo not included, than which no tile is larger;
+            smaller tiles take less memory and, below about 128, much more time; the result is the
+            same. None chooses.
         max_pixels: largest image taken; None for SRGAN_MAX_PIXELS or the default.
         fallback: use the bundled weights, with a notice, where `weights` can't be had.
         precision: float32; float16, on a GPU; int8, on a CPU that is fast at it (`srgan.int8`); or
@@ -101,7 +102,7 @@ class Upscaler:
         self.device = _choose_device(device)
         self.precision = _choose_precision(precision, self.device)
         self.max_pixels = default_max_pixels() if max_pixels is None else max_pixels
-        self._body_tile, self._tail_tile = (512, 64) if self.device.type == "cpu" else (1024, 256)
+        self._body_tile, self._tail_tile = (944, 64) if self.device.type == "cpu" else (1024, 256)
         if tile is not None:
             self._body_tile, self._tail_tile = tile, min(tile, self._tail_tile)
         self.weights = load_weights(weights, fallback=fallback)

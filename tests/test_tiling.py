@@ -3,7 +3,7 @@ import torch
 
 from srgan import Cancelled
 from srgan.generator import GeneratorConfig, InferenceGenerator, fold
-from srgan.tiling import enlarge_tiled
+from srgan.tiling import _body_grid, enlarge_tiled
 
 
 @pytest.fixture(scope="module")
@@ -48,31 +48,53 @@ def test_full_size_network_tiles_exactly(make_generator):
 @pytest.mark.parametrize("part, halo", [("body_halo", 3), ("tail_halo", 1)])
 def test_too_narrow_a_halo_shows_at_the_seams(network, monkeypatch, part, halo):
     """That the tests above could fail, and where the seams are."""
-    lr = torch.rand(1, 3, 60, 60)
+    lr = torch.rand(1, 3, 60, 20)
     monkeypatch.setattr(network, part, halo, raising=False)
-    sr = enlarge_tiled(network, lr, body_tile=30, tail_tile=30)
-    wrong = (sr - network(lr)).abs().amax((0, 1)) > 1e-5  # (240, 240)
-    assert wrong[118:122, 118:122].all()
-    assert not wrong[:90, :90].any()
+    rows, columns = _body_grid(60, 20, 14, network.body_halo + network.tail_halo)
+    assert rows > 1 and columns == 1
+    sr = enlarge_tiled(network, lr, body_tile=14, tail_tile=14)
+    wrong = (sr - network(lr)).abs().amax((0, 1)) > 1e-5  # (240, 80)
+    seam = 240 // rows
+    assert wrong[seam - 2 : seam + 2].all()
+    if part == "body_halo":  # the tail has more seams
+        assert not wrong[: seam - 30].any()
 
 
-def test_no_tile_is_larger_than_asked_for(network, monkeypatch):
-    sides = {"body": [], "tail": []}
+@pytest.mark.parametrize("size", [(70, 45), (45, 70), (300, 9), (9, 300), (33, 33), (150, 150)])
+def test_no_tile_is_larger_than_asked_for(network, monkeypatch, size):
+    shapes = {"body": [], "tail": []}
 
     def recorded(name):
         function = getattr(network, name)
 
         def call(x, *args, **options):
-            sides[name] += x.shape[2:]
+            shapes[name].append(x.shape[2:])
             return function(x, *args, **options)
 
         return call
 
-    for name in sides:
+    for name in shapes:
         monkeypatch.setattr(network, name, recorded(name))
-    enlarge_tiled(network, torch.rand(1, 3, 70, 45), body_tile=32, tail_tile=8)
-    assert max(sides["body"]) <= 32 + 2 * (network.body_halo + network.tail_halo)
-    assert max(sides["tail"]) <= 8 + 2 * network.tail_halo
+    enlarge_tiled(network, torch.rand(1, 3, *size), body_tile=32, tail_tile=8)
+    largest = (32 + 2 * (network.body_halo + network.tail_halo)) ** 2
+    assert max(height * width for height, width in shapes["body"]) <= largest
+    assert max(side for shape in shapes["tail"] for side in shape) <= 8 + 2 * network.tail_halo
+
+
+@pytest.mark.parametrize(
+    "height, width, side, expected",
+    [
+        (944, 944, 944, (1, 1)),
+        (1024, 1024, 944, (1, 1)),  # as large as a square of 944 with its halo
+        (2048, 1024, 944, (3, 1)),
+        (1024, 2048, 944, (1, 3)),
+        (100, 9000, 944, (1, 1)),
+        (1024, 1024, 512, (2, 2)),
+        (5, 3, 1, (1, 1)),
+    ],
+)
+def test_body_has_the_tiles_with_the_fewest_pixels(height, width, side, expected):
+    assert _body_grid(height, width, side, halo=40) == expected
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (45, 70)])
@@ -92,7 +114,7 @@ def test_progress_is_called_often(network):
     enlarge_tiled(
         network, torch.rand(1, 3, 64, 64), body_tile=32, tail_tile=16, progress=fractions.append
     )
-    assert len(fractions) == 4 * network.depth + 16
+    assert len(fractions) == 3 * (network.depth + 2 * 4)  # three tiles of the body in eight
     steps = torch.tensor([0.0, *fractions]).diff()
     assert steps.min() > 0
     assert steps.max() < 0.2

@@ -25,7 +25,6 @@ from srgan.generator import Generator, GeneratorConfig
 from srgan.metrics import psnr_y
 from srgan.weights import SRRESNET_FILE, SRRESNET_STAGE, load_generator, save_generator
 from train.checkpoint import CheckpointError
-from train.data import CropSampler
 from train.loop import (
     TrainingConfig,
     TrainingError,
@@ -34,6 +33,7 @@ from train.loop import (
     join_world,
     load_data,
     make_optimizers,
+    make_sampler,
     measure_batch_norm,
     run,
     update,
@@ -87,10 +87,7 @@ def pretrain(config: PretrainConfig) -> float:
         if config.batch_norm == "fixed":
             if not config.init:
                 # Not the sampler's own shares: all processes must measure the same.
-                random = torch.Generator().manual_seed(config.seed)
-                crops = CropSampler(
-                    sampler.images, crop=config.crop, batch=config.batch, generator=random
-                )
+                crops = make_sampler(config, sampler.images)
                 measure_batch_norm(generator, (crops.next()[0] for _ in range(MEASURED_BATCHES)))
             fix_batch_norm(generator)
         average = AveragedModel(
