@@ -221,32 +221,35 @@ def adversarial(config: AdversarialConfig) -> float:
                 fake, fake_activations = discriminator(sr)
                 with torch.no_grad():
                     real, real_activations = discriminator(hr)
+
+            def perceptual_loss() -> Tensor:
                 seen = sampler.shifted(sr, hr, by=config.perceptual_shift)
-                if config.perceptual == "paper":
-                    perceptual = paper_vgg_loss(loss_vgg, *seen)
-                else:
-                    perceptual = LAYERED_LOSSES[config.perceptual](
-                        loss_vgg, *seen, config.perceptual_layers, world.mean
-                    )
-            losses = {
-                "perceptual": (config.perceptual_weight, perceptual),
-                "pixel": (config.pixel_weight, F.l1_loss(sr, hr)),
-                "stationarity": (config.stationarity_weight, stationarity_loss(sr, world.mean)),
-                "spectrum": (config.spectrum_weight, spectrum_loss(sr, hr, world.mean)),
-                "adversarial": (
-                    config.adversarial_weight,
-                    generator_loss(
-                        real.float(),
-                        fake.float(),
-                        relativistic=config.relativistic,
-                        mean=world.mean,
-                    ),
+                with autocast(config, device):
+                    if config.perceptual == "paper":
+                        return paper_vgg_loss(loss_vgg, *seen)
+                    layered = LAYERED_LOSSES[config.perceptual]
+                    return layered(loss_vgg, *seen, config.perceptual_layers, world.mean)
+
+            def adversarial_loss() -> Tensor:
+                return generator_loss(
+                    real.float(), fake.float(), relativistic=config.relativistic, mean=world.mean
+                )
+
+            terms = {
+                "perceptual": (config.perceptual_weight, perceptual_loss),
+                "pixel": (config.pixel_weight, lambda: F.l1_loss(sr, hr)),
+                "stationarity": (
+                    config.stationarity_weight,
+                    lambda: stationarity_loss(sr, world.mean),
                 ),
+                "spectrum": (config.spectrum_weight, lambda: spectrum_loss(sr, hr, world.mean)),
+                "adversarial": (config.adversarial_weight, adversarial_loss),
                 "feature_matching": (
                     config.feature_matching_weight,
-                    feature_matching_loss(real_activations, fake_activations),
+                    lambda: feature_matching_loss(real_activations, fake_activations),
                 ),
             }
+            losses = {name: (weight, term()) for name, (weight, term) in terms.items() if weight}
             loss = sum(weight * value for weight, value in losses.values())
             norm = update(optimizers.values(), loss, generator, config.clip)
             average.update_parameters(generator)

@@ -1,6 +1,7 @@
 """The losses of the adversarial stage."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -248,11 +249,11 @@ def spectrum_loss(sr: Tensor, hr: Tensor, mean: Callable[[Tensor], Tensor] = bat
     side = min(SPECTRUM_WINDOW, *sr.shape[2:])
     window = torch.hann_window(side, device=sr.device)
 
-    def power(image: Tensor) -> Tensor:  # (frequencies,)
+    def power(image: Tensor) -> Tensor:  # (side, side // 2 + 1)
         blocks = normalized_detail(image).unfold(2, side, side // 2).unfold(3, side, side // 2)
         spectra = torch.fft.rfft2(blocks * window[:, None] * window)  # (N, 3, n, m, side, …)
         # Of a hundred: there may be none.
-        return mean(spectra.abs().square().mean((1, 2, 3)))[inside] + 1e-3
+        return mean(spectra.abs().square().mean((1, 2, 3))) + 1e-3
 
     frequency = torch.hypot(
         torch.fft.fftfreq(side, device=sr.device)[:, None],
@@ -261,7 +262,8 @@ def spectrum_loss(sr: Tensor, hr: Tensor, mean: Callable[[Tensor], Tensor] = bat
     inside = (SPECTRUM_BAND[0] <= frequency) & (frequency <= SPECTRUM_BAND[1])
     with torch.no_grad():
         wanted = power(hr)
-    return ((power(sr) / wanted).sqrt() - 1).square().mean()
+    errors = ((power(sr) / wanted).sqrt() - 1).square()
+    return (errors * inside).sum() / inside.sum()  # to index by `inside`, a GPU would be waited for
 
 
 def normalized_detail(image: Tensor) -> Tensor:
@@ -275,13 +277,20 @@ def normalized_detail(image: Tensor) -> Tensor:
         The same shape, with a mean square near 1.
     """
     channels = image.shape[1]
-    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=image.device) / 16
-    kernel = torch.outer(kernel, kernel).expand(channels, 1, 5, 5)
+    kernel = _binomial(image.device).expand(channels, 1, 5, 5)
     padded = F.pad(image, (2, 2, 2, 2), mode="replicate")
     detail = image - F.conv2d(padded, kernel, groups=channels)
     power = detail.square().mean(1, keepdim=True)  # (N, 1, H, W)
     power = F.avg_pool2d(power, 17, stride=1, padding=8, count_include_pad=False)
     return detail / (power + VISIBLE**2).sqrt()
+
+
+@cache
+def _binomial(device: torch.device) -> Tensor:
+    """The smallest usual Gaussian, (5, 5); copied to a GPU once."""
+    with torch.inference_mode(False):  # the first to ask may not train, the next one may
+        row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+        return torch.outer(row, row).to(device)
 
 
 def feature_matching_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
