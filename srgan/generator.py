@@ -239,12 +239,13 @@ def fold(generator: Generator) -> dict[str, Tensor]:
 class InferenceGenerator(nn.Module):
     """The form of a generator that is run: the same numbers, sooner.
 
-    BN is folded, memory is channels_last, the head is re-indexed, PReLUs and sums work in place.
-    `body` and `tail` are two functions because they are tiled differently: the body sees far and
-    takes little memory, the tail the other way round.
+    BN is folded, memory is channels_last by default, the head is re-indexed, PReLUs and sums work
+    in place. `body` and `tail` are two functions because they are tiled differently: the body sees
+    far and takes little memory, the tail the other way round.
 
     Args:
         state: what `fold` returns, or an interpolation of two of those.
+        memory_format: of weights and features.
 
     Attributes:
         depth: number of residual blocks.
@@ -256,8 +257,11 @@ class InferenceGenerator(nn.Module):
     #: `upsample1` sees 1, `upsample2` ½, the head 1: rounded up.
     tail_halo = 3
 
-    def __init__(self, state: dict[str, Tensor]):
+    def __init__(
+        self, state: dict[str, Tensor], memory_format: torch.memory_format = torch.channels_last
+    ):
         super().__init__()
+        self.memory_format = memory_format
         self.depth = sum(name.endswith("conv1.weight") for name in state)
         self.body_halo = 4 + 2 * self.depth + 1  # the stem sees 4, each 3×3 convolution 1
         work = {name: value.numel() for name, value in state.items() if value.dim() == 4}
@@ -272,7 +276,7 @@ class InferenceGenerator(nn.Module):
         for name, value in state.items():
             if value.dim() > 0:
                 if value.dim() == 4:
-                    value = value.contiguous(memory_format=torch.channels_last)
+                    value = value.contiguous(memory_format=memory_format)
                 self.register_buffer(name.replace(".", "_"), value)
 
     def convolve(self, name: str, x: Tensor) -> Tensor:
@@ -289,7 +293,7 @@ class InferenceGenerator(nn.Module):
 
     def body(self, lr: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
         """(N, 3, h, w) in [0, 1] -> features (N, C, h, w); `tick` is called after each block."""
-        lr = lr.to(self.stem_weight.dtype, memory_format=torch.channels_last)
+        lr = lr.to(self.stem_weight.dtype, memory_format=self.memory_format)
         stem = self.convolve("stem", lr)
         x = stem.clone()
         for i in range(self.depth):
@@ -310,7 +314,7 @@ class InferenceGenerator(nn.Module):
     def tail(self, features: Tensor) -> Tensor:
         """Features (N, C, h, w) -> (N, 3, 4h, 4w), not clamped."""
         x = F.pixel_shuffle(self.convolve("upsample1", features), 2)  # (N, C, 2h, 2w)
-        x = self.convolve("upsample2", x.contiguous(memory_format=torch.channels_last))
+        x = self.convolve("upsample2", x.contiguous(memory_format=self.memory_format))
         return F.pixel_shuffle(self.convolve("head", x), 2)
 
     def forward(self, lr: Tensor) -> Tensor:

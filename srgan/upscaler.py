@@ -294,7 +294,9 @@ class Upscaler:
         if self.device.type == "cpu" and winograd.available():
             return winograd.WinogradGenerator(state)
         dtype = torch.float16 if self.precision == "float16" else torch.float32
-        return InferenceGenerator(state).to(self.device, dtype)
+        # On MPS torch has misread the strides of channels_last (pytorch/pytorch#180984).
+        memory = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+        return InferenceGenerator(state, memory).to(self.device, dtype)
 
     def info(self) -> dict:
         """What is running: JSON-able, for `/info` and for bug reports."""

@@ -35,6 +35,14 @@ def test_inference_form_equals_the_paper_form(make_generator, config, size):
     torch.testing.assert_close(sr, expected, rtol=0, atol=1e-5)
 
 
+def test_memory_format_changes_no_number(make_generator):
+    state, lr = fold(make_generator(seed=3)), torch.rand(1, 3, 9, 14)
+    with torch.inference_mode():
+        planar = InferenceGenerator(state, torch.contiguous_format)
+        assert planar.body(lr).is_contiguous()
+        torch.testing.assert_close(planar(lr), InferenceGenerator(state)(lr), rtol=0, atol=1e-5)
+
+
 def test_half_precision_is_within_a_step_of_8_bits(make_generator):
     state = fold(make_generator(seed=3, config=GeneratorConfig(channels=16, blocks=4)))
     lr = torch.rand(1, 3, 24, 20)
