@@ -3,8 +3,9 @@
     python -m tests.benchmarks.training [--data PREPARED] [--json FILE]
 
 The paper's form: eager, NCHW, float32, BN on the batch's statistics, PyTorch's PReLU, the last 9×9
-convolution at four times the resolution. The others add one thing each. Steps are interleaved,
-medians compared. With --data it also shows what drawing and degrading a batch costs on the device.
+convolution at four times the resolution. The others add one thing each; the last is the step of
+`train.pretrain`. Steps are interleaved, medians compared. With --data it also shows what drawing
+and degrading a batch costs on the device.
 """
 
 import argparse
@@ -17,11 +18,13 @@ from pathlib import Path
 import train  # noqa: F401  # isort: skip  (before torch: it tells its threads how to wait)
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srgan.allocator import keep_freed_memory
 from srgan.generator import SCALE, Generator, PReLU
 from train.data import CropSampler, load_packed
-from train.loop import fix_batch_norm
+from train.loop import fix_batch_norm, make_optimizers, update
+from train.pretrain import PretrainConfig
 
 
 def make_step(
@@ -34,6 +37,7 @@ def make_step(
     fixed: bool,
     prelu: bool,
     bf16: bool,
+    whole: bool,
 ) -> Callable[[], None]:
     """A function that does one training step on fixed random crops."""
     torch.manual_seed(0)
@@ -52,15 +56,25 @@ def make_step(
         lr = lr.contiguous(memory_format=torch.channels_last)
     if fixed:
         fix_batch_norm(generator)
-    optimizer = torch.optim.Adam(generator.parameters(), lr=1e-4, fused=channels_last)
+    optimizers = [torch.optim.Adam(generator.parameters(), lr=1e-4, fused=channels_last)]
+    if whole:
+        config = PretrainConfig(data=Path(), out=Path(), steps=1).on(device)
+        optimizers = list(make_optimizers(config, generator, device).values())
+        average = AveragedModel(
+            generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+        )
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             sr = generator(lr)
         loss = F.l1_loss(sr.float(), hr)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        if whole:
+            update(optimizers, loss, generator, config.clip)
+            average.update_parameters(generator)
+        else:
+            generator.zero_grad()
+            loss.backward()
+            optimizers[0].step()
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -92,13 +106,15 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()  # as train.loop does
 
-    paper = dict.fromkeys(("reindexed", "channels_last", "fixed", "prelu", "bf16"), False)
+    additions = ("reindexed", "channels_last", "fixed", "prelu", "bf16", "whole")
+    paper = dict.fromkeys(additions, False)
     variants = {"paper's form": paper}
     variants["+ channels_last"] = {**paper, "channels_last": True}
     variants["+ re-indexed head"] = {**variants["+ channels_last"], "reindexed": True}
     variants["+ fixed BN"] = {**variants["+ re-indexed head"], "fixed": True}
     variants["+ our PReLU"] = {**variants["+ fixed BN"], "prelu": True}
     variants["+ bf16"] = {**variants["+ our PReLU"], "bf16": True}
+    variants["+ Muon, clipping, average"] = {**variants["+ bf16"], "whole": True}
     common = {
         "device": torch.device(options.device),
         "batch": options.batch,
