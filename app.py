@@ -64,6 +64,7 @@ if __name__ == "__main__":
 import gradio as gr
 from fastapi.responses import PlainTextResponse
 from gradio.block_function import BlockFunction
+from gradio.components import Component
 from gradio.context import LocalContext
 from gradio.data_classes import ImageData
 from gradio.processing_utils import save_base64_to_cache
@@ -883,14 +884,28 @@ def _wire_api(handlers: Handlers) -> None:
 
 
 class Demo(gr.Blocks):
-    """Blocks whose API also takes a `data` list that leaves out trailing defaults, and which
-    fetches nothing from addresses that visitors name."""
+    """Blocks whose API also takes a `data` list that leaves out trailing defaults, and null for
+    any of them; and which fetches nothing from addresses that visitors name."""
 
     def validate_inputs(self, block_fn: BlockFunction, inputs: list) -> None:
         if block_fn.api_visibility == "public":
-            inputs.extend(component.value for component in block_fn.inputs[len(inputs) :])
+            inputs.extend([None] * (len(block_fn.inputs) - len(inputs)))
+            for i, component in enumerate(block_fn.inputs):
+                inputs[i] = _argument(component, inputs[i])
         traverse(inputs, _refuse_address, is_file_obj)
         super().validate_inputs(block_fn, inputs)
+
+
+def _argument(component: Component, value: object) -> object:
+    """What an input of the API gets: its default in place of null, and nothing of another type."""
+    if value is None:
+        return component.value
+    if isinstance(component, gr.Slider) and type(value) not in (int, float):
+        raise gr.Error(f"{component.label} has to be a number.", print_exception=False)
+    if isinstance(component, gr.Dropdown) and type(value) is not str:
+        choices = ", ".join(choice for _, choice in component.choices)
+        raise gr.Error(f"{component.label} has to be one of {choices}.", print_exception=False)
+    return value
 
 
 def _refuse_address(file: dict) -> None:

@@ -917,8 +917,8 @@ def test_client_is_told_which_models_there_are(served, client, tmp_path):
     image = handle_file(photo(tmp_path / "cat.png"))
     with pytest.raises(AppError, match="clean"):
         client.predict(image, model="photo", api_name="/upscale")
-    event, error = rest(served, "compare", [None, "bicubic", 0.5, None])
-    assert event == "error" and "the weights have (clean)" in error["error"]
+    event, error = rest(served, "compare", [None, "bicubic", 0.5, ["clean"]])
+    assert event == "error" and "Model has to be one of clean." in error["error"]
 
 
 @pytest.mark.parametrize("suffix", ["heic", "tiff", "avif"])
@@ -953,6 +953,34 @@ def test_rest_call_may_leave_out_defaults(served, tmp_path):
     file = json.loads(answer.strip().splitlines()[-1].removeprefix("data: "))[0]
     assert file["url"].endswith("/cat-srgan-x4.png")
     assert httpx.get(file["url"], timeout=60).content.startswith(b"\x89PNG")
+
+
+def test_null_means_the_default(served, tmp_path):
+    content = base64.b64encode(Path(photo(tmp_path / "cat.png")).read_bytes()).decode()
+    image = {"url": f"data:image/png;base64,{content}", "meta": {"_type": "gradio.FileData"}}
+    files = []
+    for rest_of_data in ([], [None, None, None]):
+        event, (file,) = rest(served, "upscale", [image, *rest_of_data])
+        assert event == "complete" and file["url"].endswith(".png")
+        files.append(httpx.get(file["url"], timeout=60).content)
+    assert files[0] == files[1]
+    event, ((left, _),) = rest(served, "compare", [image, None, None, None])
+    assert event == "complete" and left["url"].endswith("-bicubic-x4.png")
+
+
+@pytest.mark.parametrize(
+    "name, data, reason",
+    [
+        ("upscale", ["0.5"], "Detail has to be a number"),
+        ("upscale", [True], "Detail has to be a number"),
+        ("upscale", [0.5, ["png"]], "Output format has to be one of png"),
+        ("upscale", [0.5, 1], "Output format has to be one of png"),
+        ("compare", [["bicubic"]], "Left half has to be one of bicubic, pixels"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(served, name, data, reason):
+    event, error = rest(served, name, [None, *data])
+    assert event == "error" and reason in error["error"]
 
 
 def test_rest_call_may_carry_the_image(served, tmp_path):
