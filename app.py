@@ -129,6 +129,7 @@ BAR_STEP = 0.2
 ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 _DELETED = f"has been deleted: after {KEEP_FILES // 3600} h, or earlier when room is short"
+_RESULT_DELETED = f"This result {_DELETED}. Please drop the photo again."
 _RESTARTING = "The server is being restarted. Please try again in a minute."
 
 logger = logging.getLogger("app")
@@ -496,7 +497,7 @@ class Handlers:
 
     def _left_half(self, run: Run, left: str) -> str:
         if not Path(run.bicubic).exists():
-            raise ImageError(f"This result {_DELETED}. Please drop the photo again.")
+            raise ImageError(_RESULT_DELETED)
         if left == BICUBIC:
             return run.bicubic
         path = Path(run.bicubic).with_name(f"{run.name}-{left}-x{SCALE}.png")
@@ -626,7 +627,10 @@ def _save(image: Image.Image, path: Path) -> str:
 
 def _reopen(path: str) -> Image.Image:
     """A result of ours, which may be larger than what we take."""
-    data = Path(path).read_bytes()
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(_RESULT_DELETED) from None
     return open_image(data, max_pixels=sys.maxsize, max_bytes=len(data))
 
 
@@ -1051,6 +1055,7 @@ def launch(demo: Demo, share: bool | None = None) -> None:
         OSError: the port is in use.
     """
     keep_freed_memory()
+    Image.MAX_IMAGE_PIXELS = None  # of results too; `open_image` has limits of its own
     files = demo.handlers.files
     stopping = threading.Event()
 
@@ -1085,14 +1090,24 @@ def launch(demo: Demo, share: bool | None = None) -> None:
     )
     app.add_api_route("/healthz", lambda: PlainTextResponse("ok"))
     threading.Thread(target=demo.handlers.warm_up, daemon=True).start()
-    files.delete(older_than=KEEP_FILES)
-    while not stopping.wait(CLEAN_EVERY):
-        files.delete(older_than=KEEP_FILES)
+    keep_clean(files, stopping)
     logger.info("stopping")
     demo.handlers.finish(GRACE)
     time.sleep(1)  # for the result to be fetched
     demo.close()
     files.delete_own()
+
+
+def keep_clean(files: Files, stopping: threading.Event) -> None:
+    """Deletes old files, every `CLEAN_EVERY` seconds, until it is to stop."""
+    while True:
+        try:
+            files.delete(older_than=KEEP_FILES)
+        except OSError as error:  # too many open files, say
+            logger.warning("old files could not be deleted: %s", error)
+        for _ in range(CLEAN_EVERY):  # on Windows Ctrl-C has to wait for the end of a wait
+            if stopping.wait(1):
+                return
 
 
 def main(loading: Future[Upscaler], share: bool) -> None:

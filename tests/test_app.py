@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import pickle
+import shutil
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -481,6 +482,49 @@ def test_a_deleted_result_says_so(handlers, tmp_path):
         handlers.compare_halves(run, app.PIXELS)
 
 
+def test_a_deleted_enlargement_says_so(handlers, tmp_path):
+    run = enlarge(handlers, begin(handlers, photo(tmp_path / "cat.png")))
+    Path(run.srgan).unlink()
+    for output_format in ("png", "webp"):
+        with pytest.raises(gr.Error, match="has been deleted"):
+            handlers.download(run, output_format)
+
+
+def test_a_folder_that_was_cleaned_away_is_made_again(handlers, tmp_path):
+    shutil.rmtree(handlers.files.folder)
+    assert Path(begin(handlers, photo(tmp_path / "cat.png")).bicubic).exists()
+    shutil.rmtree(handlers.files.folder)
+    handlers.files.delete(older_than=3000)
+    assert handlers.files.folder.is_dir()
+
+
+def test_a_look_for_old_files_that_fails_does_not_end_the_server(monkeypatch, caplog):
+    monkeypatch.setattr(app, "CLEAN_EVERY", 1)
+    stopping, looks = threading.Event(), []
+
+    def delete(older_than):
+        looks.append(older_than)
+        if len(looks) == 1:
+            raise OSError("too many open files")
+        stopping.set()
+
+    app.keep_clean(SimpleNamespace(delete=delete), stopping)
+    assert len(looks) == 2 and "too many open files" in caplog.text
+
+
+def test_what_the_page_needs_is_not_deleted(upscaler, tmp_path, monkeypatch):
+    """Also where the folder's name is relative, and where another process has the same folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "temporary")
+    files = app.create_demo(upscaler).handlers.files
+    icons = list(Path("temporary").rglob("*.png"))
+    assert {path.name for path in icons} == {path.name for path in app.EXAMPLES.values()}
+    files.delete(older_than=-60)
+    files.delete_own()
+    assert all(path.exists() for path in icons)
+    assert not list(Path("temporary").glob("results-*"))
+
+
 def test_a_deleted_photo_says_so(handlers, tmp_path):
     run = begin(handlers, photo(tmp_path / "cat.png"))
     Path(run.photo).unlink()
@@ -770,6 +814,8 @@ def test_one_visitor_cannot_hold_all_places(slow_app, tmp_path, monkeypatch):
     [
         ("8.8.8.8", "8.8.8.8/32"),
         ("2a00:1450:4001:82a::200e", "2a00:1450:4001:82a::/64"),
+        ("::ffff:8.8.8.8", "8.8.8.8/32"),
+        ("::ffff:10.0.0.7", "session"),
         ("127.0.0.1", "session"),
         ("10.0.0.7", "session"),
         ("fd00::1", "session"),
