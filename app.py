@@ -150,9 +150,10 @@ class Run:
         alpha: whether there is transparency.
         notices: what was left out of the file.
         bicubic: the bicubic enlargement; its folder also takes the other left halves.
+        model: for the enlargement by the network.
+        detail: for it too, where the model is CLEAN.
+        asked: when the visitor asked for all this, in seconds of the monotonic clock.
         srgan: the enlargement by the network, None until there is one.
-        model: by which `srgan` was made.
-        detail: with which, where the model is CLEAN.
         seconds: which the network took for it.
         remembered: whether that was for an earlier visitor; only examples are.
         scores: PSNR in dB and SSIM by name of the method, where there is an original.
@@ -166,16 +167,17 @@ class Run:
     alpha: bool
     notices: tuple[str, ...]
     bicubic: str
+    model: Model
+    detail: float
+    asked: float
     srgan: str | None = None
-    model: Model = CLEAN
-    detail: float = 1.0
     seconds: float = 0.0
     remembered: bool = False
     scores: dict[str, tuple[float, float]] | None = None
 
 
 class Handlers:
-    """What page and API do. No image outlives its call but in files and in a visitor's `Run`.
+    """What page and API do. No image outlives its call but in files, except enlarged examples.
 
     Args:
         upscaler: shared by all visitors.
@@ -196,6 +198,8 @@ class Handlers:
         self._examples: dict[tuple[str, str, Model], tuple[Image.Image, float]] = {}
         # Session -> its newest run's stop signal, which nothing but that run keeps alive.
         self._stops: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+        # Session -> the run that its page has, which nothing but the page's state keeps alive.
+        self._newest: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
     # ---- API and MCP: the names, parameters and docstrings below are what clients see
 
@@ -279,9 +283,16 @@ class Handlers:
     # ---- the page
 
     def begin(
-        self, photo: str | None, mode: str, left: str, request: gr.Request | None = None
+        self,
+        photo: str | None,
+        mode: str,
+        left: str,
+        detail: float,
+        model: str = CLEAN,
+        request: gr.Request | None = None,
     ) -> tuple:
         """Takes a photograph in and shows its bicubic enlargement; the network comes after."""
+        asked = time.monotonic()
         if photo is None:
             raise gr.Error("No photo arrived. Please choose it again.", print_exception=False)
         with _errors_as_gradio():
@@ -298,10 +309,14 @@ class Handlers:
                 alpha="A" in lr.getbands() or "transparency" in lr.info,
                 notices=tuple(notices(source)),
                 bicubic=_save(enlarge_bicubic(lr), bicubic),
+                model=model,
+                detail=detail,
+                asked=asked,
             )
+        if self._is_late(run, request):
+            return (gr.skip(),) * 8
+        self._newest[_session(request)] = run
         self._take_over(request)
-        if left == ORIGINAL and mode == ENLARGE:
-            left = BICUBIC  # there is no original
         return (
             run,
             *self.present(run, left),
@@ -311,31 +326,40 @@ class Handlers:
         )
 
     def begin_example(
-        self, mode: str, left: str, event: gr.EventData, request: gr.Request | None = None
+        self,
+        mode: str,
+        left: str,
+        detail: float,
+        model: str,
+        event: gr.EventData,
+        request: gr.Request | None = None,
     ) -> tuple:
         """`begin` with the example whose button was pressed."""
-        return self.begin(str(EXAMPLES[event.target.value]), mode, left, request)
+        return self.begin(str(EXAMPLES[event.target.value]), mode, left, detail, model, request)
 
     def begin_again(
-        self, run: Run | None, mode: str, left: str, request: gr.Request | None = None
+        self,
+        run: Run | None,
+        mode: str,
+        left: str,
+        detail: float,
+        model: str = CLEAN,
+        request: gr.Request | None = None,
     ) -> tuple:
         """`begin` with the photograph that is there already."""
         if run is None:
             return (gr.skip(),) * 8
-        return self.begin(run.photo, mode, left, request)
+        return self.begin(run.photo, mode, left, detail, model, request)
 
     async def enlarge(
         self,
         run: Run | None,
-        detail: float,
-        model: str = CLEAN,
         request: gr.Request | None = None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Run | dict:
-        """Runs the network on a begun run."""
-        if run is None:
+        """Runs the network on a begun run, unless an event that waited before this one has."""
+        if run is None or run.srgan is not None or self._is_late(run, request):
             return gr.skip()
-        run = replace(run, model=model, detail=detail)
         stop = self._take_over(request)
 
         def work(report: Report) -> Run:
@@ -344,16 +368,18 @@ class Handlers:
             scores = None if original is None else self._score(lr, sr, original)
             return replace(
                 run,
-                srgan=_save(sr, self.files.new_folder() / f"{run.name}-{RESULTS[model]}.png"),
+                srgan=_save(sr, self.files.new_folder() / f"{run.name}-{RESULTS[run.model]}.png"),
                 seconds=seconds,
                 remembered=remembered,
                 scores=scores,
             )
 
         try:
-            return await _in_background(work, progress, stop)
+            run = await _in_background(work, progress, stop)
         except _Stopped:
             return gr.skip()
+        self._newest[_session(request)] = run
+        return run
 
     def stop(self, request: gr.Request | None = None) -> None:
         """Stops what this visitor has running, within a tile."""
@@ -374,6 +400,7 @@ class Handlers:
         """The slider: the chosen left half, and the best right half there is."""
         if run is None:
             return gr.skip()
+        left = _possible_left(run.mode, left)
         with _errors_as_gradio():
             halves = self._left_half(run, left), run.srgan or run.bicubic
         classes = [f"left-{left}", "right-srgan" if run.srgan else "right-bicubic"]
@@ -511,13 +538,18 @@ class Handlers:
 
         Gradio's own `cancels` forgets a run that was begun while an older one was winding up.
         """
-        session = request.session_hash if request else None
+        session = _session(request)
         stop = threading.Event()
         older = self._stops.get(session)
         self._stops[session] = stop
         if older is not None:
             older.set()
         return stop
+
+    def _is_late(self, run: Run, request: gr.Request | None) -> bool:
+        """Whether the visitor's page has gone on to what was asked for after this."""
+        newest = self._newest.get(_session(request))
+        return newest is not None and newest.asked > run.asked
 
 
 class _Stopped(Cancelled):
@@ -553,10 +585,17 @@ async def _in_background(
 
     try:
         with _errors_as_gradio():
-            return await asyncio.to_thread(work, report)
+            result = await asyncio.to_thread(work, report)
     except asyncio.CancelledError:
         stop.set()
         raise
+    if stop.is_set():  # after the last report
+        raise _Stopped("stopped")
+    return result
+
+
+def _session(request: gr.Request | None) -> str | None:
+    return request.session_hash if request else None
 
 
 def _asker_has_left() -> bool:
@@ -748,29 +787,31 @@ class Page:
         """Every start is: the bicubic result, the network, what came of it.
 
         None of these events is part of the API. They may overlap, when a visitor is quicker than
-        the network: whichever ends later shows the visitor's newest run.
+        the network: whichever ends later shows the visitor's newest run, and of those that wait
+        for the network the first enlarges it.
         """
         handlers = self.handlers
         hidden = {"api_visibility": "private", "show_progress": "hidden", "queue": True}
         at_once = {**hidden, "concurrency_id": "at once", "concurrency_limit": 3}
         shown = [self.slider, self.photo_line, self.status, self.again]
+        wanted = [self.mode, self.left, self.detail, self.model]
         begun = {
             "outputs": [self.run, *shown, self.photo, self.left, self.download],
             "trigger_mode": "multiple",
             **at_once,
         }
         starts = [
-            self.photo.upload(handlers.begin, [self.photo, self.mode, self.left], **begun),
+            self.photo.upload(handlers.begin, [self.photo, *wanted], **begun),
             gr.on(
                 [button.click for button in self.examples],
                 handlers.begin_example,
-                [self.mode, self.left],
+                wanted,
                 **begun,
             ),
             gr.on(
                 [self.mode.input, self.model.input, self.detail.release, self.again.click],
                 handlers.begin_again,
-                [self.run, self.mode, self.left],
+                [self.run, *wanted],
                 **begun,
             ),
         ]
@@ -780,7 +821,7 @@ class Page:
             runs.append(
                 start.success(
                     handlers.enlarge,
-                    [self.run, self.detail, self.model],
+                    self.run,
                     self.run,
                     trigger_mode="multiple",
                     concurrency_id="network",
@@ -841,7 +882,12 @@ def _photo_input(**options) -> gr.Image:
 def _left_radio(mode: str, left: str) -> gr.Radio:
     """The choices for the left half: the original is one where there is an original."""
     choices = LEFT_CHOICES + [("The original", ORIGINAL)] * (mode == RESTORE)
-    return gr.Radio(choices=choices, value=left)
+    return gr.Radio(choices=choices, value=_possible_left(mode, left))
+
+
+def _possible_left(mode: str, left: str) -> str:
+    """The chosen left half; bicubic in place of an original that there isn't."""
+    return BICUBIC if left == ORIGINAL and mode == ENLARGE else left
 
 
 def _detail_options(weights: Weights, model: str) -> dict:

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,7 +133,7 @@ def visitor(name: str = "a visitor") -> SimpleNamespace:
 
 
 def begin(handlers: app.Handlers, path: str, mode=app.ENLARGE, left=app.BICUBIC) -> app.Run:
-    return handlers.begin(path, mode, left, visitor())[0]
+    return handlers.begin(path, mode, left, 0.75, app.CLEAN, visitor())[0]
 
 
 def halves(slider: gr.ImageSlider) -> list[str]:
@@ -142,7 +143,9 @@ def halves(slider: gr.ImageSlider) -> list[str]:
 def enlarge(
     handlers: app.Handlers, run: app.Run, detail: float = 0.75, model: str = app.CLEAN
 ) -> app.Run:
-    return asyncio.run(handlers.enlarge(run, detail, model, visitor()))
+    if run is not None:
+        run = replace(run, detail=detail, model=model)
+    return asyncio.run(handlers.enlarge(run, visitor()))
 
 
 # ---- API functions
@@ -244,7 +247,7 @@ def test_names_of_results_are_harmless(name, stem):
 
 def test_bicubic_stands_on_both_halves_before_the_network_has_run(handlers, upscaler, tmp_path):
     path = photo(tmp_path / "cat.png")
-    run, slider, line, status, *_ = handlers.begin(path, app.ENLARGE, app.BICUBIC)
+    run, slider, line, status, *_ = handlers.begin(path, app.ENLARGE, app.BICUBIC, 0.75)
     left, right = halves(slider)
     assert left == right
     assert same_pixels(left, enlarge_bicubic(open_image(path)))
@@ -293,7 +296,7 @@ def test_left_half_and_format_do_not_run_the_network(handlers, upscaler, tmp_pat
 
 
 def test_download_waits_for_the_network(handlers, tmp_path):
-    run, *_, download = handlers.begin(photo(tmp_path / "cat.png"), app.ENLARGE, app.BICUBIC)
+    run, *_, download = handlers.begin(photo(tmp_path / "cat.png"), app.ENLARGE, app.BICUBIC, 0.75)
     for button in (download, handlers.download(run, "png")):
         assert button.value is None and not button.interactive
 
@@ -347,10 +350,12 @@ def test_too_small_a_photo_cannot_be_restored(handlers, tmp_path):
 
 def test_the_original_is_a_choice_only_where_there_is_one(handlers, tmp_path):
     path = photo(tmp_path / "cat.png", (64, 48))
-    *_, left, _ = handlers.begin(path, app.RESTORE, app.ORIGINAL)
+    *_, left, _ = handlers.begin(path, app.RESTORE, app.ORIGINAL, 0.75)
     assert left.value == app.ORIGINAL and len(left.choices) == 3
-    *_, left, _ = handlers.begin(path, app.ENLARGE, app.ORIGINAL)
+    run, *_, left, _ = handlers.begin(path, app.ENLARGE, app.ORIGINAL, 0.75)
     assert left.value == app.BICUBIC and len(left.choices) == 2
+    slider = handlers.compare_halves(run, app.ORIGINAL)  # chosen for the run before
+    assert halves(slider)[0] == run.bicubic and "left-bicubic" in slider.elem_classes
 
 
 def test_transparency_is_kept_and_marked(handlers, tmp_path):
@@ -435,6 +440,60 @@ def test_another_photo_takes_over(tiny_weights, tmp_path):
     begin(handlers, photo(tmp_path / "dog.png"))
     assert handlers.upscaler.broken_off.wait(2)
     thread.join(10)
+
+
+def test_another_photo_takes_over_from_a_run_that_is_past_its_last_tile(
+    handlers, tmp_path, monkeypatch
+):
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    save, newer = app._save, []
+
+    def save_and_drop_another(image, path):
+        if not newer and "srgan" in path.name:
+            newer.append(begin(handlers, photo(tmp_path / "dog.png")))
+        return save(image, path)
+
+    monkeypatch.setattr(app, "_save", save_and_drop_another)
+    assert enlarge(handlers, run) == gr.skip()
+    assert enlarge(handlers, newer[0]).name == "dog"
+
+
+def test_of_overlapping_starts_the_one_asked_for_last_stays(handlers, tmp_path, monkeypatch):
+    slow, quick = (photo(tmp_path / f"{name}.png") for name in ("slow", "quick"))
+    reading, go_on, read = threading.Event(), threading.Event(), handlers._read
+
+    def read_slowly(path, mode):
+        if path == slow:
+            reading.set()
+            assert go_on.wait(60)
+        return read(path, mode)
+
+    monkeypatch.setattr(handlers, "_read", read_slowly)
+    with ThreadPoolExecutor() as pool:
+        late = pool.submit(handlers.begin, slow, app.ENLARGE, app.BICUBIC, 0.75, "clean", visitor())
+        assert reading.wait(60)
+        with pytest.raises(gr.Error):  # which takes nothing over
+            begin(handlers, str(tmp_path / "missing.png"))
+        run = enlarge(handlers, begin(handlers, quick))
+        go_on.set()
+        assert late.result(60) == (gr.skip(),) * 8
+    assert run.name == "quick"
+    assert begin(handlers, slow).name == "slow"
+
+
+def test_of_runs_that_wait_only_the_newest_is_enlarged(handlers, upscaler, tmp_path):
+    path = photo(tmp_path / "cat.png")
+    details = (0.25, 0.5, 1.0)
+    runs = [
+        handlers.begin(path, app.ENLARGE, app.BICUBIC, detail, app.CLEAN, visitor())[0]
+        for detail in details
+    ]
+    assert [run.detail for run in runs] == list(details)
+    assert [asyncio.run(handlers.enlarge(run, visitor())) for run in runs[:2]] == [gr.skip()] * 2
+    run = asyncio.run(handlers.enlarge(runs[2], visitor()))
+    assert run.detail == 1.0 and run.srgan is not None
+    assert asyncio.run(handlers.enlarge(run, visitor())) == gr.skip()  # it waited for the same
+    assert upscaler.runs == 1
 
 
 def test_an_example_is_enlarged_once(handlers, upscaler):
@@ -533,7 +592,7 @@ def test_a_deleted_photo_says_so(handlers, tmp_path):
 
 
 def test_nothing_happens_without_a_photo(handlers):
-    assert handlers.begin_again(None, app.ENLARGE, app.BICUBIC) == (gr.skip(),) * 8
+    assert handlers.begin_again(None, app.ENLARGE, app.BICUBIC, 0.75) == (gr.skip(),) * 8
     assert enlarge(handlers, None) == gr.skip()
     assert handlers.present(None, app.BICUBIC) == (gr.skip(),) * 4
 
