@@ -64,6 +64,7 @@ if __name__ == "__main__":
 import gradio as gr
 from fastapi.responses import PlainTextResponse
 from gradio.block_function import BlockFunction
+from gradio.components import Component
 from gradio.context import LocalContext
 from gradio.data_classes import ImageData
 from gradio.processing_utils import save_base64_to_cache
@@ -128,6 +129,7 @@ BAR_STEP = 0.2
 ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 _DELETED = f"has been deleted: after {KEEP_FILES // 3600} h, or earlier when room is short"
+_RESULT_DELETED = f"This result {_DELETED}. Please drop the photo again."
 _RESTARTING = "The server is being restarted. Please try again in a minute."
 
 logger = logging.getLogger("app")
@@ -148,9 +150,10 @@ class Run:
         alpha: whether there is transparency.
         notices: what was left out of the file.
         bicubic: the bicubic enlargement; its folder also takes the other left halves.
+        model: for the enlargement by the network.
+        detail: for it too, where the model is CLEAN.
+        asked: when the visitor asked for all this, in seconds of the monotonic clock.
         srgan: the enlargement by the network, None until there is one.
-        model: by which `srgan` was made.
-        detail: with which, where the model is CLEAN.
         seconds: which the network took for it.
         remembered: whether that was for an earlier visitor; only examples are.
         scores: PSNR in dB and SSIM by name of the method, where there is an original.
@@ -164,16 +167,17 @@ class Run:
     alpha: bool
     notices: tuple[str, ...]
     bicubic: str
+    model: Model
+    detail: float
+    asked: float
     srgan: str | None = None
-    model: Model = CLEAN
-    detail: float = 1.0
     seconds: float = 0.0
     remembered: bool = False
     scores: dict[str, tuple[float, float]] | None = None
 
 
 class Handlers:
-    """What page and API do. No image outlives its call but in files and in a visitor's `Run`.
+    """What page and API do. No image outlives its call but in files, except enlarged examples.
 
     Args:
         upscaler: shared by all visitors.
@@ -194,6 +198,8 @@ class Handlers:
         self._examples: dict[tuple[str, str, Model], tuple[Image.Image, float]] = {}
         # Session -> its newest run's stop signal, which nothing but that run keeps alive.
         self._stops: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+        # Session -> the run that its page has, which nothing but the page's state keeps alive.
+        self._newest: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
     # ---- API and MCP: the names, parameters and docstrings below are what clients see
 
@@ -277,9 +283,16 @@ class Handlers:
     # ---- the page
 
     def begin(
-        self, photo: str | None, mode: str, left: str, request: gr.Request | None = None
+        self,
+        photo: str | None,
+        mode: str,
+        left: str,
+        detail: float,
+        model: str = CLEAN,
+        request: gr.Request | None = None,
     ) -> tuple:
         """Takes a photograph in and shows its bicubic enlargement; the network comes after."""
+        asked = time.monotonic()
         if photo is None:
             raise gr.Error("No photo arrived. Please choose it again.", print_exception=False)
         with _errors_as_gradio():
@@ -296,10 +309,14 @@ class Handlers:
                 alpha="A" in lr.getbands() or "transparency" in lr.info,
                 notices=tuple(notices(source)),
                 bicubic=_save(enlarge_bicubic(lr), bicubic),
+                model=model,
+                detail=detail,
+                asked=asked,
             )
+        if self._is_late(run, request):
+            return (gr.skip(),) * 8
+        self._newest[_session(request)] = run
         self._take_over(request)
-        if left == ORIGINAL and mode == ENLARGE:
-            left = BICUBIC  # there is no original
         return (
             run,
             *self.present(run, left),
@@ -309,31 +326,40 @@ class Handlers:
         )
 
     def begin_example(
-        self, mode: str, left: str, event: gr.EventData, request: gr.Request | None = None
+        self,
+        mode: str,
+        left: str,
+        detail: float,
+        model: str,
+        event: gr.EventData,
+        request: gr.Request | None = None,
     ) -> tuple:
         """`begin` with the example whose button was pressed."""
-        return self.begin(str(EXAMPLES[event.target.value]), mode, left, request)
+        return self.begin(str(EXAMPLES[event.target.value]), mode, left, detail, model, request)
 
     def begin_again(
-        self, run: Run | None, mode: str, left: str, request: gr.Request | None = None
+        self,
+        run: Run | None,
+        mode: str,
+        left: str,
+        detail: float,
+        model: str = CLEAN,
+        request: gr.Request | None = None,
     ) -> tuple:
         """`begin` with the photograph that is there already."""
         if run is None:
             return (gr.skip(),) * 8
-        return self.begin(run.photo, mode, left, request)
+        return self.begin(run.photo, mode, left, detail, model, request)
 
     async def enlarge(
         self,
         run: Run | None,
-        detail: float,
-        model: str = CLEAN,
         request: gr.Request | None = None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Run | dict:
-        """Runs the network on a begun run."""
-        if run is None:
+        """Runs the network on a begun run, unless an event that waited before this one has."""
+        if run is None or run.srgan is not None or self._is_late(run, request):
             return gr.skip()
-        run = replace(run, model=model, detail=detail)
         stop = self._take_over(request)
 
         def work(report: Report) -> Run:
@@ -342,16 +368,18 @@ class Handlers:
             scores = None if original is None else self._score(lr, sr, original)
             return replace(
                 run,
-                srgan=_save(sr, self.files.new_folder() / f"{run.name}-{RESULTS[model]}.png"),
+                srgan=_save(sr, self.files.new_folder() / f"{run.name}-{RESULTS[run.model]}.png"),
                 seconds=seconds,
                 remembered=remembered,
                 scores=scores,
             )
 
         try:
-            return await _in_background(work, progress, stop)
+            run = await _in_background(work, progress, stop)
         except _Stopped:
             return gr.skip()
+        self._newest[_session(request)] = run
+        return run
 
     def stop(self, request: gr.Request | None = None) -> None:
         """Stops what this visitor has running, within a tile."""
@@ -372,6 +400,7 @@ class Handlers:
         """The slider: the chosen left half, and the best right half there is."""
         if run is None:
             return gr.skip()
+        left = _possible_left(run.mode, left)
         with _errors_as_gradio():
             halves = self._left_half(run, left), run.srgan or run.bicubic
         classes = [f"left-{left}", "right-srgan" if run.srgan else "right-bicubic"]
@@ -495,7 +524,7 @@ class Handlers:
 
     def _left_half(self, run: Run, left: str) -> str:
         if not Path(run.bicubic).exists():
-            raise ImageError(f"This result {_DELETED}. Please drop the photo again.")
+            raise ImageError(_RESULT_DELETED)
         if left == BICUBIC:
             return run.bicubic
         path = Path(run.bicubic).with_name(f"{run.name}-{left}-x{SCALE}.png")
@@ -509,13 +538,18 @@ class Handlers:
 
         Gradio's own `cancels` forgets a run that was begun while an older one was winding up.
         """
-        session = request.session_hash if request else None
+        session = _session(request)
         stop = threading.Event()
         older = self._stops.get(session)
         self._stops[session] = stop
         if older is not None:
             older.set()
         return stop
+
+    def _is_late(self, run: Run, request: gr.Request | None) -> bool:
+        """Whether the visitor's page has gone on to what was asked for after this."""
+        newest = self._newest.get(_session(request))
+        return newest is not None and newest.asked > run.asked
 
 
 class _Stopped(Cancelled):
@@ -551,10 +585,17 @@ async def _in_background(
 
     try:
         with _errors_as_gradio():
-            return await asyncio.to_thread(work, report)
+            result = await asyncio.to_thread(work, report)
     except asyncio.CancelledError:
         stop.set()
         raise
+    if stop.is_set():  # after the last report
+        raise _Stopped("stopped")
+    return result
+
+
+def _session(request: gr.Request | None) -> str | None:
+    return request.session_hash if request else None
 
 
 def _asker_has_left() -> bool:
@@ -625,7 +666,10 @@ def _save(image: Image.Image, path: Path) -> str:
 
 def _reopen(path: str) -> Image.Image:
     """A result of ours, which may be larger than what we take."""
-    data = Path(path).read_bytes()
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(_RESULT_DELETED) from None
     return open_image(data, max_pixels=sys.maxsize, max_bytes=len(data))
 
 
@@ -743,29 +787,31 @@ class Page:
         """Every start is: the bicubic result, the network, what came of it.
 
         None of these events is part of the API. They may overlap, when a visitor is quicker than
-        the network: whichever ends later shows the visitor's newest run.
+        the network: whichever ends later shows the visitor's newest run, and of those that wait
+        for the network the first enlarges it.
         """
         handlers = self.handlers
         hidden = {"api_visibility": "private", "show_progress": "hidden", "queue": True}
         at_once = {**hidden, "concurrency_id": "at once", "concurrency_limit": 3}
         shown = [self.slider, self.photo_line, self.status, self.again]
+        wanted = [self.mode, self.left, self.detail, self.model]
         begun = {
             "outputs": [self.run, *shown, self.photo, self.left, self.download],
             "trigger_mode": "multiple",
             **at_once,
         }
         starts = [
-            self.photo.upload(handlers.begin, [self.photo, self.mode, self.left], **begun),
+            self.photo.upload(handlers.begin, [self.photo, *wanted], **begun),
             gr.on(
                 [button.click for button in self.examples],
                 handlers.begin_example,
-                [self.mode, self.left],
+                wanted,
                 **begun,
             ),
             gr.on(
                 [self.mode.input, self.model.input, self.detail.release, self.again.click],
                 handlers.begin_again,
-                [self.run, self.mode, self.left],
+                [self.run, *wanted],
                 **begun,
             ),
         ]
@@ -775,7 +821,7 @@ class Page:
             runs.append(
                 start.success(
                     handlers.enlarge,
-                    [self.run, self.detail, self.model],
+                    self.run,
                     self.run,
                     trigger_mode="multiple",
                     concurrency_id="network",
@@ -836,7 +882,12 @@ def _photo_input(**options) -> gr.Image:
 def _left_radio(mode: str, left: str) -> gr.Radio:
     """The choices for the left half: the original is one where there is an original."""
     choices = LEFT_CHOICES + [("The original", ORIGINAL)] * (mode == RESTORE)
-    return gr.Radio(choices=choices, value=left)
+    return gr.Radio(choices=choices, value=_possible_left(mode, left))
+
+
+def _possible_left(mode: str, left: str) -> str:
+    """The chosen left half; bicubic in place of an original that there isn't."""
+    return BICUBIC if left == ORIGINAL and mode == ENLARGE else left
 
 
 def _detail_options(weights: Weights, model: str) -> dict:
@@ -883,14 +934,28 @@ def _wire_api(handlers: Handlers) -> None:
 
 
 class Demo(gr.Blocks):
-    """Blocks whose API also takes a `data` list that leaves out trailing defaults, and which
-    fetches nothing from addresses that visitors name."""
+    """Blocks whose API also takes a `data` list that leaves out trailing defaults, and null for
+    any of them; and which fetches nothing from addresses that visitors name."""
 
     def validate_inputs(self, block_fn: BlockFunction, inputs: list) -> None:
         if block_fn.api_visibility == "public":
-            inputs.extend(component.value for component in block_fn.inputs[len(inputs) :])
+            inputs.extend([None] * (len(block_fn.inputs) - len(inputs)))
+            for i, component in enumerate(block_fn.inputs):
+                inputs[i] = _argument(component, inputs[i])
         traverse(inputs, _refuse_address, is_file_obj)
         super().validate_inputs(block_fn, inputs)
+
+
+def _argument(component: Component, value: object) -> object:
+    """What an input of the API gets: its default in place of null, and nothing of another type."""
+    if value is None:
+        return component.value
+    if isinstance(component, gr.Slider) and type(value) not in (int, float):
+        raise gr.Error(f"{component.label} has to be a number.", print_exception=False)
+    if isinstance(component, gr.Dropdown) and type(value) is not str:
+        choices = ", ".join(choice for _, choice in component.choices)
+        raise gr.Error(f"{component.label} has to be one of {choices}.", print_exception=False)
+    return value
 
 
 def _refuse_address(file: dict) -> None:
@@ -1036,6 +1101,7 @@ def launch(demo: Demo, share: bool | None = None) -> None:
         OSError: the port is in use.
     """
     keep_freed_memory()
+    Image.MAX_IMAGE_PIXELS = None  # of results too; `open_image` has limits of its own
     files = demo.handlers.files
     stopping = threading.Event()
 
@@ -1070,14 +1136,24 @@ def launch(demo: Demo, share: bool | None = None) -> None:
     )
     app.add_api_route("/healthz", lambda: PlainTextResponse("ok"))
     threading.Thread(target=demo.handlers.warm_up, daemon=True).start()
-    files.delete(older_than=KEEP_FILES)
-    while not stopping.wait(CLEAN_EVERY):
-        files.delete(older_than=KEEP_FILES)
+    keep_clean(files, stopping)
     logger.info("stopping")
     demo.handlers.finish(GRACE)
     time.sleep(1)  # for the result to be fetched
     demo.close()
     files.delete_own()
+
+
+def keep_clean(files: Files, stopping: threading.Event) -> None:
+    """Deletes old files, every `CLEAN_EVERY` seconds, until it is to stop."""
+    while True:
+        try:
+            files.delete(older_than=KEEP_FILES)
+        except OSError as error:  # too many open files, say
+            logger.warning("old files could not be deleted: %s", error)
+        for _ in range(CLEAN_EVERY):  # on Windows Ctrl-C has to wait for the end of a wait
+            if stopping.wait(1):
+                return
 
 
 def main(loading: Future[Upscaler], share: bool) -> None:

@@ -37,7 +37,8 @@
     event.preventDefault();
     event.stopPropagation();
     dragging(false);
-    takeUp(event.dataTransfer.files[0]);
+    const file = event.dataTransfer.files[0];
+    if (file) takeUp(file);
   }, true);
   window.addEventListener("change", (event) => {
     const file = event.target === fileInput() && event.target.files[0];
@@ -53,10 +54,24 @@
   });
 
   // The handle of the comparison: arrow keys, Home and End, told to Gradio as a drag.
-  function moveHandle(handle, share) {
+  // From where to where it can be moved.
+  function track(handle) {
     const image = document.querySelector("#slider img").getBoundingClientRect();
     const box = handle.parentElement.getBoundingClientRect();
-    const left = Math.max(image.left, box.left), right = Math.min(image.right, box.right);
+    return [Math.max(image.left, box.left), Math.min(image.right, box.right)];
+  }
+
+  // Where it is, in percent, wherever it was dragged to; told to screen readers.
+  function whereNow(handle) {
+    const [left, right] = track(handle), box = handle.getBoundingClientRect();
+    const share = right > left ? (box.left + box.width / 2 - left) / (right - left) : 0.5;
+    const now = Math.round(100 * share);
+    handle.setAttribute("aria-valuenow", now);
+    return now;
+  }
+
+  function moveHandle(handle, share) {
+    const [left, right] = track(handle), box = handle.getBoundingClientRect();
     const at = { bubbles: true, view: window, clientX: left + share * (right - left),
                  clientY: box.top + box.height / 2 };
     handle.dispatchEvent(new MouseEvent("mousedown", at));
@@ -64,10 +79,15 @@
     handle.setAttribute("aria-valuenow", Math.round(100 * share));
   }
 
+  for (const kind of ["focusin", "pointerup"])
+    window.addEventListener(kind, () => {
+      const handle = document.querySelector('#slider [data-testid="slider"]');
+      if (handle) whereNow(handle);
+    });
   window.addEventListener("keydown", (event) => {
     const handle = event.target.closest?.('#slider [data-testid="slider"]');
     if (!handle) return;
-    const now = Number(handle.getAttribute("aria-valuenow"));
+    const now = whereNow(handle);
     const step = event.shiftKey ? 10 : 2;
     const next = { ArrowLeft: now - step, ArrowDown: now - step, ArrowRight: now + step,
                    ArrowUp: now + step, Home: 0, End: 100 }[event.key];

@@ -150,8 +150,10 @@ def visitor_of(request: Request, session: str | None) -> str:
 def _public_network(address: str) -> str | None:
     """What one household has of public addresses; None if the address isn't public."""
     with suppress(ValueError):
-        if ip_address(address).is_global:  # of IPv6 a household has 2^64
-            return str(ip_network((address, 64 if ":" in address else 32), strict=False))
+        public = ip_address(address)
+        public = getattr(public, "ipv4_mapped", None) or public
+        if public.is_global:  # of IPv6 a household has 2^64
+            return str(ip_network((public, 64 if public.version == 6 else 32), strict=False))
     return None
 
 
@@ -175,7 +177,7 @@ class Files:
     NAMES = re.compile(r"[0-9a-f]{64}|tmp\w+|results-\w+")
 
     def __init__(self):
-        self.folder = Path(get_upload_folder())
+        self.folder = Path(os.path.abspath(get_upload_folder()))  # as Gradio remembers its files
         self.folder.mkdir(parents=True, exist_ok=True)
         self._results = Path(tempfile.mkdtemp(prefix="results-", dir=self.folder))
         self._most = whole_number(
@@ -225,23 +227,29 @@ class Files:
         for file in self._list():
             if file.written < limit:
                 self._delete(file.path)
-        for name in filter(self.NAMES.fullmatch, os.listdir(self.folder)):
+        for name in self._names():
             for folder, _, _ in os.walk(self.folder / name, topdown=False):
                 with suppress(OSError):  # there is something in it
                     if os.stat(folder).st_mtime < limit:
                         os.rmdir(folder)
 
     def delete_own(self) -> None:
-        """Deletes all that this process was sent and has made."""
-        for path in set().union(*self._uploads):
+        """Deletes all that this process was sent and has made; what the page itself needs is that
+        of other processes too."""
+        for path in set().union(*self._uploads) - self._kept:
             self._delete(path)
         shutil.rmtree(self._results, ignore_errors=True)
 
+    def _names(self) -> list[str]:
+        """What lies in the folder, which is made anew if someone has cleaned it away."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return list(filter(self.NAMES.fullmatch, os.listdir(self.folder)))
+
     def _list(self) -> Iterator[File]:
-        for name in filter(self.NAMES.fullmatch, os.listdir(self.folder)):
+        for name in self._names():
             found = [str(self.folder / name)]
             for folder, _, names in os.walk(found[0]):
-                found += [f"{folder}/{name}" for name in names]
+                found += [os.path.join(folder, name) for name in names]
             for path in found:
                 with suppress(OSError):  # deleted meanwhile
                     status = os.stat(path)

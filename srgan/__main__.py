@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 when something failed. Wrong usage exits with 2."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    Image.MAX_IMAGE_PIXELS = None  # `open_image` has a limit of its own
     try:
         return _run(options)
     except (SRGANError, OSError, ValueError) as exc:
@@ -196,10 +197,11 @@ def _folder_jobs(source: Path, target: Path) -> list[tuple[Path, Path]]:
     )
     if not files:
         raise ImageError(f"{source} holds no images ({', '.join(sorted(INPUT_SUFFIXES))}).")
-    # a.jpg and a.png must not both become a.png, nor A.jpg and a.jpg where case makes no difference
-    stems = Counter(path.stem.lower() for path in files)
+    # a.jpg and a.png must not both become a.png, nor a.jpg.webp be a.jpg.png too, nor A.jpg and
+    # a.jpg meet where case makes no difference
+    names = Counter(name.lower() for path in files for name in (path.stem, path.name))
     return [
-        (path, target / f"{path.name if stems[path.stem.lower()] > 1 else path.stem}.png")
+        (path, target / f"{path.name if names[path.stem.lower()] > 1 else path.stem}.png")
         for path in files
     ]
 

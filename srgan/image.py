@@ -92,6 +92,7 @@ _TURN = {
     8: Transpose.ROTATE_90,
 }  # fmt: skip
 _NOTICES = "srgan_notices"
+_SMALLER = "Use a smaller image."
 
 
 def open_image(
@@ -146,6 +147,8 @@ def open_image(
         raise ImageError(
             f"The image is too large: it has more pixels than the limit, {limit:,}."
         ) from error
+    except MemoryError as error:
+        raise ImageError(f"Not enough memory to read this {kind} file. {_SMALLER}") from error
     except Exception as error:  # decoders raise nearly anything on malformed data
         raise ImageError(
             f"This {kind} file is damaged or cut short; download or export it again."
@@ -599,6 +602,8 @@ def _encode(plain: Image.Image, image: Image.Image, name: str) -> memoryview:
     file = io.BytesIO()
     try:
         plain.save(file, name, **options)
+    except MemoryError as error:
+        raise ImageError(f"Not enough memory to write the image as {name}. {_SMALLER}") from error
     except Exception as error:  # encoders differ in what they raise
         raise ImageError(f"The image can't be written as {name}: {error}.") from error
     return file.getbuffer()

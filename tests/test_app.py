@@ -6,9 +6,11 @@ import inspect
 import json
 import os
 import pickle
+import shutil
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,7 +133,7 @@ def visitor(name: str = "a visitor") -> SimpleNamespace:
 
 
 def begin(handlers: app.Handlers, path: str, mode=app.ENLARGE, left=app.BICUBIC) -> app.Run:
-    return handlers.begin(path, mode, left, visitor())[0]
+    return handlers.begin(path, mode, left, 0.75, app.CLEAN, visitor())[0]
 
 
 def halves(slider: gr.ImageSlider) -> list[str]:
@@ -141,7 +143,9 @@ def halves(slider: gr.ImageSlider) -> list[str]:
 def enlarge(
     handlers: app.Handlers, run: app.Run, detail: float = 0.75, model: str = app.CLEAN
 ) -> app.Run:
-    return asyncio.run(handlers.enlarge(run, detail, model, visitor()))
+    if run is not None:
+        run = replace(run, detail=detail, model=model)
+    return asyncio.run(handlers.enlarge(run, visitor()))
 
 
 # ---- API functions
@@ -243,7 +247,7 @@ def test_names_of_results_are_harmless(name, stem):
 
 def test_bicubic_stands_on_both_halves_before_the_network_has_run(handlers, upscaler, tmp_path):
     path = photo(tmp_path / "cat.png")
-    run, slider, line, status, *_ = handlers.begin(path, app.ENLARGE, app.BICUBIC)
+    run, slider, line, status, *_ = handlers.begin(path, app.ENLARGE, app.BICUBIC, 0.75)
     left, right = halves(slider)
     assert left == right
     assert same_pixels(left, enlarge_bicubic(open_image(path)))
@@ -292,7 +296,7 @@ def test_left_half_and_format_do_not_run_the_network(handlers, upscaler, tmp_pat
 
 
 def test_download_waits_for_the_network(handlers, tmp_path):
-    run, *_, download = handlers.begin(photo(tmp_path / "cat.png"), app.ENLARGE, app.BICUBIC)
+    run, *_, download = handlers.begin(photo(tmp_path / "cat.png"), app.ENLARGE, app.BICUBIC, 0.75)
     for button in (download, handlers.download(run, "png")):
         assert button.value is None and not button.interactive
 
@@ -346,10 +350,12 @@ def test_too_small_a_photo_cannot_be_restored(handlers, tmp_path):
 
 def test_the_original_is_a_choice_only_where_there_is_one(handlers, tmp_path):
     path = photo(tmp_path / "cat.png", (64, 48))
-    *_, left, _ = handlers.begin(path, app.RESTORE, app.ORIGINAL)
+    *_, left, _ = handlers.begin(path, app.RESTORE, app.ORIGINAL, 0.75)
     assert left.value == app.ORIGINAL and len(left.choices) == 3
-    *_, left, _ = handlers.begin(path, app.ENLARGE, app.ORIGINAL)
+    run, *_, left, _ = handlers.begin(path, app.ENLARGE, app.ORIGINAL, 0.75)
     assert left.value == app.BICUBIC and len(left.choices) == 2
+    slider = handlers.compare_halves(run, app.ORIGINAL)  # chosen for the run before
+    assert halves(slider)[0] == run.bicubic and "left-bicubic" in slider.elem_classes
 
 
 def test_transparency_is_kept_and_marked(handlers, tmp_path):
@@ -436,6 +442,60 @@ def test_another_photo_takes_over(tiny_weights, tmp_path):
     thread.join(10)
 
 
+def test_another_photo_takes_over_from_a_run_that_is_past_its_last_tile(
+    handlers, tmp_path, monkeypatch
+):
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    save, newer = app._save, []
+
+    def save_and_drop_another(image, path):
+        if not newer and "srgan" in path.name:
+            newer.append(begin(handlers, photo(tmp_path / "dog.png")))
+        return save(image, path)
+
+    monkeypatch.setattr(app, "_save", save_and_drop_another)
+    assert enlarge(handlers, run) == gr.skip()
+    assert enlarge(handlers, newer[0]).name == "dog"
+
+
+def test_of_overlapping_starts_the_one_asked_for_last_stays(handlers, tmp_path, monkeypatch):
+    slow, quick = (photo(tmp_path / f"{name}.png") for name in ("slow", "quick"))
+    reading, go_on, read = threading.Event(), threading.Event(), handlers._read
+
+    def read_slowly(path, mode):
+        if path == slow:
+            reading.set()
+            assert go_on.wait(60)
+        return read(path, mode)
+
+    monkeypatch.setattr(handlers, "_read", read_slowly)
+    with ThreadPoolExecutor() as pool:
+        late = pool.submit(handlers.begin, slow, app.ENLARGE, app.BICUBIC, 0.75, "clean", visitor())
+        assert reading.wait(60)
+        with pytest.raises(gr.Error):  # which takes nothing over
+            begin(handlers, str(tmp_path / "missing.png"))
+        run = enlarge(handlers, begin(handlers, quick))
+        go_on.set()
+        assert late.result(60) == (gr.skip(),) * 8
+    assert run.name == "quick"
+    assert begin(handlers, slow).name == "slow"
+
+
+def test_of_runs_that_wait_only_the_newest_is_enlarged(handlers, upscaler, tmp_path):
+    path = photo(tmp_path / "cat.png")
+    details = (0.25, 0.5, 1.0)
+    runs = [
+        handlers.begin(path, app.ENLARGE, app.BICUBIC, detail, app.CLEAN, visitor())[0]
+        for detail in details
+    ]
+    assert [run.detail for run in runs] == list(details)
+    assert [asyncio.run(handlers.enlarge(run, visitor())) for run in runs[:2]] == [gr.skip()] * 2
+    run = asyncio.run(handlers.enlarge(runs[2], visitor()))
+    assert run.detail == 1.0 and run.srgan is not None
+    assert asyncio.run(handlers.enlarge(run, visitor())) == gr.skip()  # it waited for the same
+    assert upscaler.runs == 1
+
+
 def test_an_example_is_enlarged_once(handlers, upscaler):
     example = str(app.EXAMPLES["Rocket"])
     first = enlarge(handlers, begin(handlers, example))
@@ -481,6 +541,49 @@ def test_a_deleted_result_says_so(handlers, tmp_path):
         handlers.compare_halves(run, app.PIXELS)
 
 
+def test_a_deleted_enlargement_says_so(handlers, tmp_path):
+    run = enlarge(handlers, begin(handlers, photo(tmp_path / "cat.png")))
+    Path(run.srgan).unlink()
+    for output_format in ("png", "webp"):
+        with pytest.raises(gr.Error, match="has been deleted"):
+            handlers.download(run, output_format)
+
+
+def test_a_folder_that_was_cleaned_away_is_made_again(handlers, tmp_path):
+    shutil.rmtree(handlers.files.folder)
+    assert Path(begin(handlers, photo(tmp_path / "cat.png")).bicubic).exists()
+    shutil.rmtree(handlers.files.folder)
+    handlers.files.delete(older_than=3000)
+    assert handlers.files.folder.is_dir()
+
+
+def test_a_look_for_old_files_that_fails_does_not_end_the_server(monkeypatch, caplog):
+    monkeypatch.setattr(app, "CLEAN_EVERY", 1)
+    stopping, looks = threading.Event(), []
+
+    def delete(older_than):
+        looks.append(older_than)
+        if len(looks) == 1:
+            raise OSError("too many open files")
+        stopping.set()
+
+    app.keep_clean(SimpleNamespace(delete=delete), stopping)
+    assert len(looks) == 2 and "too many open files" in caplog.text
+
+
+def test_what_the_page_needs_is_not_deleted(upscaler, tmp_path, monkeypatch):
+    """Also where the folder's name is relative, and where another process has the same folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "temporary")
+    files = app.create_demo(upscaler).handlers.files
+    icons = list(Path("temporary").rglob("*.png"))
+    assert {path.name for path in icons} == {path.name for path in app.EXAMPLES.values()}
+    files.delete(older_than=-60)
+    files.delete_own()
+    assert all(path.exists() for path in icons)
+    assert not list(Path("temporary").glob("results-*"))
+
+
 def test_a_deleted_photo_says_so(handlers, tmp_path):
     run = begin(handlers, photo(tmp_path / "cat.png"))
     Path(run.photo).unlink()
@@ -489,7 +592,7 @@ def test_a_deleted_photo_says_so(handlers, tmp_path):
 
 
 def test_nothing_happens_without_a_photo(handlers):
-    assert handlers.begin_again(None, app.ENLARGE, app.BICUBIC) == (gr.skip(),) * 8
+    assert handlers.begin_again(None, app.ENLARGE, app.BICUBIC, 0.75) == (gr.skip(),) * 8
     assert enlarge(handlers, None) == gr.skip()
     assert handlers.present(None, app.BICUBIC) == (gr.skip(),) * 4
 
@@ -770,6 +873,8 @@ def test_one_visitor_cannot_hold_all_places(slow_app, tmp_path, monkeypatch):
     [
         ("8.8.8.8", "8.8.8.8/32"),
         ("2a00:1450:4001:82a::200e", "2a00:1450:4001:82a::/64"),
+        ("::ffff:8.8.8.8", "8.8.8.8/32"),
+        ("::ffff:10.0.0.7", "session"),
         ("127.0.0.1", "session"),
         ("10.0.0.7", "session"),
         ("fd00::1", "session"),
@@ -917,8 +1022,8 @@ def test_client_is_told_which_models_there_are(served, client, tmp_path):
     image = handle_file(photo(tmp_path / "cat.png"))
     with pytest.raises(AppError, match="clean"):
         client.predict(image, model="photo", api_name="/upscale")
-    event, error = rest(served, "compare", [None, "bicubic", 0.5, None])
-    assert event == "error" and "the weights have (clean)" in error["error"]
+    event, error = rest(served, "compare", [None, "bicubic", 0.5, ["clean"]])
+    assert event == "error" and "Model has to be one of clean." in error["error"]
 
 
 @pytest.mark.parametrize("suffix", ["heic", "tiff", "avif"])
@@ -953,6 +1058,34 @@ def test_rest_call_may_leave_out_defaults(served, tmp_path):
     file = json.loads(answer.strip().splitlines()[-1].removeprefix("data: "))[0]
     assert file["url"].endswith("/cat-srgan-x4.png")
     assert httpx.get(file["url"], timeout=60).content.startswith(b"\x89PNG")
+
+
+def test_null_means_the_default(served, tmp_path):
+    content = base64.b64encode(Path(photo(tmp_path / "cat.png")).read_bytes()).decode()
+    image = {"url": f"data:image/png;base64,{content}", "meta": {"_type": "gradio.FileData"}}
+    files = []
+    for rest_of_data in ([], [None, None, None]):
+        event, (file,) = rest(served, "upscale", [image, *rest_of_data])
+        assert event == "complete" and file["url"].endswith(".png")
+        files.append(httpx.get(file["url"], timeout=60).content)
+    assert files[0] == files[1]
+    event, ((left, _),) = rest(served, "compare", [image, None, None, None])
+    assert event == "complete" and left["url"].endswith("-bicubic-x4.png")
+
+
+@pytest.mark.parametrize(
+    "name, data, reason",
+    [
+        ("upscale", ["0.5"], "Detail has to be a number"),
+        ("upscale", [True], "Detail has to be a number"),
+        ("upscale", [0.5, ["png"]], "Output format has to be one of png"),
+        ("upscale", [0.5, 1], "Output format has to be one of png"),
+        ("compare", [["bicubic"]], "Left half has to be one of bicubic, pixels"),
+    ],
+)
+def test_values_of_the_wrong_type_are_named(served, name, data, reason):
+    event, error = rest(served, name, [None, *data])
+    assert event == "error" and reason in error["error"]
 
 
 def test_rest_call_may_carry_the_image(served, tmp_path):

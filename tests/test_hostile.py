@@ -310,6 +310,7 @@ ODD_NAMES = [
 @pytest.fixture
 def small_weights(tiny_weights, monkeypatch):
     monkeypatch.setenv("SRGAN_WEIGHTS", str(tiny_weights))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the program's to set
 
 
 @pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)

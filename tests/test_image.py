@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFile, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from srgan.errors import ImageError, SettingError
@@ -109,6 +109,19 @@ def test_paths_bytes_and_streams_are_the_same(tmp_path):
 def test_unreadable_path_is_an_image_error(tmp_path, name):
     with pytest.raises(ImageError, match="Can't read"):
         open_image(os.path.join(tmp_path, name))
+
+
+def test_too_little_memory_is_said(monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    image, data = photo(), encoded(photo(), "PNG")
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(ImageError, match="Not enough memory to write the image as png"):
+        save_image(image, io.BytesIO(), "png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", full)
+    with pytest.raises(ImageError, match="Not enough memory to read this PNG file"):
+        open_image(data)
 
 
 def test_result_does_not_hold_on_to_the_file():

@@ -174,6 +174,16 @@ def test_a_photo_may_land_anywhere(page, cat, event):
     wait_for_srgan(page)
 
 
+def test_what_is_dropped_without_a_file_is_let_go(page):
+    page.evaluate(
+        """() => {
+          const event = new Event("drop", { bubbles: true, cancelable: true });
+          event.dataTransfer = { types: ["Files"], files: [] };
+          document.body.dispatchEvent(event);
+        }"""
+    )
+
+
 def test_heic_works_where_the_browser_knows_nothing_of_it(page, cat, tmp_path):
     import pillow_heif
 
@@ -338,6 +348,17 @@ def test_the_keyboard_moves_handle_and_detail(page, cat):
     handle.press("ArrowLeft")
     assert handle.bounding_box()["x"] < before
     assert handle.get_attribute("aria-valuenow") == "48"
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    width = page.locator("#slider img >> nth=0").bounding_box()["width"]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + width / 4, y, steps=3)
+    page.mouse.up()
+    assert handle.get_attribute("aria-valuenow") == "73"
+    for _ in range(3):
+        handle.press("ArrowRight")
+    assert handle.get_attribute("aria-valuenow") == "79"
     page.locator("#detail input[type=range]").press("ArrowLeft")
     page.wait_for_selector('#status :text("detail 0.70")')
 

@@ -207,7 +207,7 @@ def test_a_visitor_cannot_pretend_a_state(served, api):
         number for number, f in functions(served).items() if f["api_name"].startswith("enlarge")
     )
     forged = {"photo": str(ROOT / "examples" / "cat.png"), "name": "cat", "mode": "enlarge"}
-    last = join(api, enlarge, [forged, 1.0], "a forger")[-2]
+    last = join(api, enlarge, [forged], "a forger")[-2]
     assert last["msg"] == "process_completed"
     assert "cat" not in json.dumps(last["output"].get("data"))
 

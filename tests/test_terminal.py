@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def small_weights(tiny_weights, monkeypatch):
     monkeypatch.setenv("SRGAN_WEIGHTS", str(tiny_weights))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # Pillow's limit, which must not hold
 
 
 @pytest.fixture
@@ -172,6 +173,14 @@ def test_names_that_differ_in_case_only_do_not_meet(tmp_path):
     save_photo(tmp_path / "in" / "A.jpg")
     assert run(tmp_path / "in", tmp_path / "out") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["A.jpg.png", "a.png.png"]
+
+
+def test_lengthened_names_meet_no_others(tmp_path):
+    for name in ("a.jpg", "a.png", "a.jpg.webp"):
+        save_photo(tmp_path / "in" / name)
+    assert run(tmp_path / "in", tmp_path / "out") == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["a.jpg.png", "a.jpg.webp.png", "a.png.png"]
 
 
 def test_terminal_sees_a_bar_for_a_folder(photos, tmp_path, capsys, monkeypatch):
