@@ -26,6 +26,7 @@ from train.loop import (
     fix_batch_norm,
     make_optimizers,
     measure_batch_norm,
+    use_bf16,
 )
 from train.pretrain import PretrainConfig, pretrain
 
@@ -367,6 +368,15 @@ def test_batch_and_learning_rate_follow_the_device(tmp_path):
         assert (config.batch, config.learning_rate) == expected
         config = PretrainConfig(data=tmp_path, out=tmp_path, steps=1, batch=3).on(device)
         assert (config.batch, config.learning_rate) == (3, expected[1])
+
+
+def test_bfloat16_that_a_gpu_emulates_is_not_used(tmp_path, monkeypatch):
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        return including_emulation  # as on a T4
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    config = PretrainConfig(data=tmp_path, out=tmp_path, steps=1)
+    assert not use_bf16(config, torch.device("cuda"))
 
 
 def test_command_line_trains(data, tmp_path, monkeypatch):
