@@ -279,6 +279,16 @@ def test_the_file_stays_as_it_is(prepared):
     assert (prepared / IMAGES_FILE).read_bytes() == before
 
 
+def test_a_dataset_larger_than_the_gpu_is_refused(prepared, monkeypatch):
+    def to(self, device):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    message = r"holds 0\.0 GB of pixels, more than cuda has room for: .* --limit, --size.* --device"
+    with pytest.raises(ValueError, match=message):
+        load_packed(prepared, "cuda")
+
+
 @pytest.mark.parametrize("name", [IMAGES_FILE, INDEX_FILE, MANIFEST_FILE])
 def test_missing_files_are_named(prepared, name):
     (prepared / name).unlink()

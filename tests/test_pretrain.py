@@ -260,6 +260,28 @@ def test_diverged_run_stops_and_keeps_the_last_good_checkpoint(data, tmp_path):
     assert len(entries(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("place", ["measure_batch_norm", "validation_pairs", "update"])
+def test_memory_that_runs_out_is_explained_wherever_it_does(data, tmp_path, monkeypatch, place):
+    def run_out(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(module, place, run_out)
+    with pytest.raises(TrainingError, match="out of GPU memory: lower --batch or --crop"):
+        pretrain(config(data, tmp_path))
+
+
+def test_memory_that_runs_out_in_resuming_is_no_fault_of_the_checkpoint(
+    data, tmp_path, monkeypatch
+):
+    def run_out(*_):
+        raise torch.OutOfMemoryError
+
+    pretrain(config(data, tmp_path, steps=2))
+    monkeypatch.setattr(CropSampler, "load_state_dict", run_out)
+    with pytest.raises(TrainingError, match="out of GPU memory"):
+        pretrain(config(data, tmp_path))
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -112,7 +112,8 @@ def load_packed(
         The training and the validation images.
 
     Raises:
-        ValueError: the folder is not a complete prepared dataset; the message says what to do.
+        ValueError: the folder is not a complete prepared dataset, or too large for the GPU; the
+            message says what to do.
     """
     folder = Path(folder)
     missing = [n for n in (IMAGES_FILE, INDEX_FILE, MANIFEST_FILE) if not (folder / n).is_file()]
@@ -133,7 +134,15 @@ def load_packed(
     if len(names) != len(index) or [0, *ends.tolist()] != [*offset.tolist(), size]:
         raise ValueError(f"{folder} is damaged: its files don't belong together. Prepare it again.")
     # Mode "c", copy-on-write: torch wants a writable array, the file stays as it is.
-    pixels = torch.from_numpy(np.memmap(folder / IMAGES_FILE, np.uint8, mode="c")).to(device)
+    pixels = torch.from_numpy(np.memmap(folder / IMAGES_FILE, np.uint8, mode="c"))
+    try:
+        pixels = pixels.to(device)
+    except torch.OutOfMemoryError as exc:
+        raise ValueError(
+            f"{folder} holds {size / 1e9:.1f} GB of pixels, more than {device} has room for: "
+            f"prepare fewer or smaller images (train.prepare --limit, --size), or give another "
+            f"--device"
+        ) from exc
 
     def split(which: int) -> PackedImages:
         chosen = (index[:, 3] == which).nonzero()[:, 0]

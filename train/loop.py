@@ -189,22 +189,35 @@ def join_world(device: str) -> Iterator[World]:
 
     Raises:
         ValueError: there is no such device.
+        TrainingError: what is done here needs more memory than the GPU has.
     """
     keep_freed_memory()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if size == 1:
-        yield World(rank=0, size=1, device=_existing_device(device))
+        with _memory_errors_explained():
+            yield World(rank=0, size=1, device=_existing_device(device))
         return
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
-        yield World(rank=dist.get_rank(), size=size, device=torch.device(device))
+        with _memory_errors_explained():
+            yield World(rank=dist.get_rank(), size=size, device=torch.device(device))
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _memory_errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise TrainingError(
+            "out of GPU memory: lower --batch or --crop, or give another --device"
+        ) from exc
 
 
 def _existing_device(name: str) -> torch.device:
@@ -402,6 +415,8 @@ def run(
             for name, item in stateful.items():
                 item.load_state_dict(state[name])
             done, best, earlier = state["step"], state["best"], state["seconds"]
+        except torch.OutOfMemoryError:  # a RuntimeError too
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as exc:
             raise CheckpointError(
                 f"{checkpoint} is of another stage or optimiser, of networks of another size, or "
@@ -472,10 +487,7 @@ def run(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            try:
-                logged.append(step())
-            except torch.OutOfMemoryError as exc:
-                raise TrainingError("out of GPU memory: lower --batch or --crop") from exc
+            logged.append(step())
             done += 1
             bar.update()
             if config.minutes:
