@@ -65,7 +65,7 @@ class TrainingConfig:
     many megapixels (cf. the scales of Wang et al. 2021, Real-ESRGAN)."""
     batch: int | None = None
     """Crops a step, over all GPUs together; by default 8 on a CPU, on a GPU 32 in stage 1 and 16
-    in stage 2."""
+    in stage 2, whose preset `paper` has 16 on a CPU too."""
     learning_rate: float | None = None
     """At the top of its curve: linear warm-up, then half a cosine. By default 5e-4 in stage 1 and
     1e-4 in stage 2."""
