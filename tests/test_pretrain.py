@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -177,6 +178,30 @@ def test_measured_statistics_normalize(make_generator):
     torch.testing.assert_close(
         torch.cat(seen).mean((0, 2, 3)), norm.running_mean, atol=0.05, rtol=0
     )
+
+
+def test_of_two_processes_one_tells_how_it_goes(data, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {"data": data, "out": tmp_path, "steps": 2, "crop": 16, "batch": 2, "device": "cpu"}
+    options |= {"generator.channels": 4, "generator.blocks": 1}
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "train.pretrain", *(f"--{k}={v}" for k, v in options.items())],
+            cwd=ROOT,
+            env={**os.environ, **world, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    first, second = (process.communicate(timeout=300)[1] for process in running)
+    assert [process.returncode for process in running] == [0, 0], first + second
+    assert f"best validation PSNR-Y {entries(tmp_path)[0]['psnr_y']:.2f} dB" in first
+    assert "best validation" not in second
+    assert "FutureWarning" not in first + second
 
 
 # ------------------------------------------------------------------------------------- resuming

@@ -1,6 +1,7 @@
 """The training loop of both stages: schedule, precision, many GPUs, resuming, logs."""
 
 import contextlib
+import inspect
 import json
 import logging
 import math
@@ -152,7 +153,10 @@ class World:
         if self.size == 1:
             return module
         # Buffers (statistics of BN) are each process's own, or fixed.
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        option = "forward_sync_buffers"
+        if option not in inspect.signature(DistributedDataParallel).parameters:
+            option = "broadcast_buffers"  # its name before torch 2.13
+        return DistributedDataParallel(module, **{option: False})
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the first dimension in all processes, with gradients to all of them."""
@@ -184,6 +188,8 @@ class _MeanOfProcesses(torch.autograd.Function):
 def join_world(device: str) -> Iterator[World]:
     """Joins the processes that torchrun started, or stands alone; keeps freed memory for training.
 
+    Of several processes only the main one tells how it goes.
+
     Args:
         device: `auto` is CUDA where there is one, else the CPU.
 
@@ -203,6 +209,8 @@ def join_world(device: str) -> Iterator[World]:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if dist.get_rank():
+        logging.disable(logging.INFO)
     try:
         with _memory_errors_explained():
             yield World(rank=dist.get_rank(), size=size, device=torch.device(device))
