@@ -25,6 +25,7 @@ from train.loop import (
     LOG_FILE,
     TrainingError,
     fix_batch_norm,
+    join_world,
     make_optimizers,
     measure_batch_norm,
     use_bf16,
@@ -424,6 +425,12 @@ def test_bfloat16_that_a_gpu_emulates_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
     config = PretrainConfig(data=tmp_path, out=tmp_path, steps=1)
     assert not use_bf16(config, torch.device("cuda"))
+
+
+def test_float32_is_no_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with join_world("cpu"):
+        assert not torch.backends.cudnn.allow_tf32
 
 
 def test_command_line_trains(data, tmp_path, monkeypatch):

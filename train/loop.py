@@ -27,6 +27,7 @@ from srgan.hub import HUB_SPEC
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
 from train.data import CropSampler, Degradation, PackedImages, load_packed, make_lr
 from train.muon import Muon
+from train.precision import exact_float32
 from train.push import BackgroundPush
 
 logger = logging.getLogger(__name__)
@@ -186,9 +187,10 @@ class _MeanOfProcesses(torch.autograd.Function):
 
 @contextlib.contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """Joins the processes that torchrun started, or stands alone; keeps freed memory for training.
+    """Joins the processes that torchrun started, or stands alone.
 
-    Of several processes only the main one tells how it goes.
+    Keeps freed memory for training, and float32 exact. Of several processes only the main one
+    tells how it goes.
 
     Args:
         device: `auto` is CUDA where there is one, else the CPU.
@@ -198,6 +200,7 @@ def join_world(device: str) -> Iterator[World]:
         TrainingError: what is done here needs more memory than the GPU has.
     """
     keep_freed_memory()
+    exact_float32()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
