@@ -1,5 +1,6 @@
 """Evaluation and the weights folder made from it."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+from safetensors.torch import save_file
+from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1, vgg19
 
 from srgan import Generator, GeneratorConfig, Upscaler, load_weights, save_weights
 from srgan.image import enlarge_bicubic, shrink, to_tensor
@@ -21,6 +23,7 @@ from train import loop
 from train.evaluate import PAPER, EvaluateConfig, artefact_table, evaluate, table
 from train.metrics import LPIPSError, load_lpips
 from train.publish import CARD_FILE, BuildConfig, build
+from train.vgg import identify
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,6 +61,27 @@ def test_bicubic_row_is_pillows_bicubic(tmp_path, dataset, generators):
     measured = results["images"]["Waves"]["0.png"]["bicubic"]
     assert measured["psnr_y"] == pytest.approx(psnr_y(to_tensor(sr), to_tensor(hr)))
     assert measured["ssim_y"] == pytest.approx(ssim_y(to_tensor(sr), to_tensor(hr)))
+
+
+def test_what_was_measured_with_which_vgg19_is_told(tmp_path, dataset, generators, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    save_weights(tmp_path / "w", *generators, adversarial=True)
+    file = tmp_path / "vgg.safetensors"
+    features = vgg19(weights=None).features.state_dict()
+    save_file({f"features.{name}": value for name, value in features.items()}, file)
+    options = {"datasets": [dataset], "weights": str(tmp_path / "w"), "device": "cpu"}
+    with_file = evaluate(EvaluateConfig(**options, vgg=str(file)))
+    assert with_file["vgg"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert with_file["evaluation"]["Waves"]["bicubic"]["vgg19"] > 0
+    assert not torch.backends.cudnn.allow_tf32  # what is called float32 is
+    assert evaluate(EvaluateConfig(**options, vgg="none"))["vgg"] is None
+    assert identify("torchvision") == "torchvision"
+
+
+def test_folders_of_one_name_are_refused_before_anything_is_measured(tmp_path):
+    folders = [tmp_path / name / "HR" for name in ("Set5", "Set14")]
+    with pytest.raises(ValueError, match="2 datasets are called HR"):
+        evaluate(EvaluateConfig(datasets=folders, weights="nowhere"))
 
 
 def test_means_are_over_the_images_and_networks_are_told_apart(tmp_path, dataset, generators):
