@@ -380,6 +380,12 @@ def test_exif_orientation_is_applied(tmp_path):
     assert np.array_equal(rgb, np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
 
 
+def test_a_photo_is_not_copied(tmp_path, monkeypatch):
+    content = encoded(photo(1, 60, 40), "JPEG")
+    monkeypatch.setattr(Image.Image, "copy", None)
+    assert as_rgb(content, tmp_path, ".jpg").shape == (40, 60, 3)
+
+
 def test_heic_is_read_where_its_library_is_installed(tmp_path):
     pytest.importorskip("pillow_heif")
     image = photo(1, 64, 64)

@@ -71,8 +71,9 @@ class PrepareConfig:
             original project did so with 256. None keeps images as they are.
         min_side: Leave out images whose shorter side has fewer pixels (before `size`): the
             training crop and its margin must fit.
-        max_pixels: Leave out images that declare more pixels, before they are decoded. Memory
-            is at most about 6 bytes times this times `workers`.
+        max_pixels: Leave out images that declare more pixels, before they are decoded. A worker
+            needs up to about 10 bytes of memory a pixel for a JPEG, 22 with transparency; up to
+            2 × `workers` results, 3 bytes a pixel, wait for their turn.
         near_duplicates: Leave out images that look like an earlier one, that is whose difference
             hashes differ in at most this many of 64 bits (up to 16) and whose thumbnails agree.
             None keeps them; exact duplicates are always left out.
