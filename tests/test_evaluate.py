@@ -18,7 +18,14 @@ from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1, vgg19
 from srgan import Generator, GeneratorConfig, Upscaler, load_weights, save_weights
 from srgan.image import enlarge_bicubic, shrink, to_tensor
 from srgan.metrics import psnr_y, ssim_y
-from srgan.weights import CONFIG_FILE, PHOTO_FILE, SRGAN_FILE, SRRESNET_FILE, save_generator
+from srgan.weights import (
+    CONFIG_FILE,
+    PHOTO_FILE,
+    SRGAN_FILE,
+    SRRESNET_FILE,
+    load_generator,
+    save_generator,
+)
 from train import loop
 from train.evaluate import PAPER, EvaluateConfig, artefact_table, evaluate, table
 from train.metrics import LPIPSError, load_lpips
@@ -249,6 +256,18 @@ def test_weights_folder_round_trip_with_evaluation(tmp_path, dataset, runs):
     assert card.data.license == "mit"
     psnr = results["evaluation"]["Waves"]["srgan"]["psnr_y"]
     assert round(psnr, 4) in [result.metric_value for result in card.data.eval_results]
+
+
+def test_the_step_of_the_best_weights_is_told(tmp_path, runs):
+    for stage, name, step in (("srresnet", SRRESNET_FILE, 1234), ("srgan", SRGAN_FILE, 1000)):
+        file = runs / stage / name
+        save_generator(load_generator(file), file, {"step": str(step)})
+    build(BuildConfig(out=tmp_path / "out", srresnet=runs / "srresnet", srgan=runs / "srgan"))
+    training = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())["training"]
+    assert [training[stage]["weights_step"] for stage in ("srresnet", "srgan")] == [1234, 1000]
+    text = (tmp_path / "out" / CARD_FILE).read_text(encoding="utf-8")
+    assert "- SRResNet: 1,234 steps in 10 minutes, with batch 8" in text
+    assert "- SRGAN: 1,234 steps in 10 minutes, the weights those of step 1,000, with" in text
 
 
 def test_without_the_adversarial_stage_config_and_card_say_so(tmp_path, runs):
