@@ -765,3 +765,21 @@ def test_mirflickr25k_is_downloaded(server, tmp_path):
     server.files["/mirflickr25k.v3b/mirflickr25k.zip"] = buffer.getvalue()
     manifest = run("mirflickr25k", out=tmp_path / "out", mirflickr_url=server.url)
     assert names(manifest["images"]) == ["im1.jpg"]
+
+
+def test_nothing_is_downloaded_for_a_finished_dataset(server, tmp_path):
+    for part in (0, 1):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as target:
+            target.writestr("images/1.jpg", encoded(photo(part), "JPEG"))
+        server.files[f"/mirflickr1m.v3b/images{part}.zip"] = buffer.getvalue()
+    options = {"out": tmp_path / "out", "mirflickr_url": server.url}
+    manifest = run("mirflickr", **options)
+    (tmp_path / "downloads/images0.zip").unlink()
+    server.requests.clear()
+    assert run("mirflickr", **options) == manifest
+    with pytest.raises(PrepareError, match="size was None, is 64"):
+        run("mirflickr", **options, size=64)
+    assert not server.requests
+    with pytest.raises(PrepareError, match="the image files are others"):
+        run("mirflickr:0,1", **options)
