@@ -46,7 +46,6 @@ def packed(*images: np.ndarray) -> PackedImages:
     return PackedImages(
         pixels=torch.from_numpy(np.concatenate([image.ravel() for image in images])),
         index=torch.tensor(np.array(index)),
-        names=[str(i) for i in range(len(images))],
     )
 
 
@@ -266,7 +265,6 @@ def prepared(tmp_path) -> Path:
 def test_packed_images_come_back(prepared):
     training, validation = load_packed(prepared)
     assert (len(training), len(validation)) == (2, 1)
-    assert (training.names, validation.names) == (["0.png", "2.png"], ["1.png"])
     assert torch.equal(training.image(0), tensor(noise(5, 7, 0)))
     assert torch.equal(training.image(1), tensor(noise(8, 8, 2)))
     assert torch.equal(validation.image(0), tensor(noise(6, 4, 1)))
@@ -277,6 +275,16 @@ def test_the_file_stays_as_it_is(prepared):
     training, _ = load_packed(prepared)
     training.pixels.zero_()
     assert (prepared / IMAGES_FILE).read_bytes() == before
+
+
+def test_a_dataset_larger_than_the_gpu_is_refused(prepared, monkeypatch):
+    def to(self, device):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    message = r"holds 0\.0 GB of pixels, more than cuda has room for: .* --limit, --size.* --device"
+    with pytest.raises(ValueError, match=message):
+        load_packed(prepared, "cuda")
 
 
 @pytest.mark.parametrize("name", [IMAGES_FILE, INDEX_FILE, MANIFEST_FILE])

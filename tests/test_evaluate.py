@@ -1,5 +1,6 @@
 """Evaluation and the weights folder made from it."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,16 +12,25 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+from safetensors.torch import save_file
+from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1, vgg19
 
 from srgan import Generator, GeneratorConfig, Upscaler, load_weights, save_weights
 from srgan.image import enlarge_bicubic, shrink, to_tensor
 from srgan.metrics import psnr_y, ssim_y
-from srgan.weights import CONFIG_FILE, PHOTO_FILE, SRGAN_FILE, SRRESNET_FILE, save_generator
+from srgan.weights import (
+    CONFIG_FILE,
+    PHOTO_FILE,
+    SRGAN_FILE,
+    SRRESNET_FILE,
+    load_generator,
+    save_generator,
+)
 from train import loop
 from train.evaluate import PAPER, EvaluateConfig, artefact_table, evaluate, table
 from train.metrics import LPIPSError, load_lpips
 from train.publish import CARD_FILE, BuildConfig, build
+from train.vgg import identify
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,6 +68,27 @@ def test_bicubic_row_is_pillows_bicubic(tmp_path, dataset, generators):
     measured = results["images"]["Waves"]["0.png"]["bicubic"]
     assert measured["psnr_y"] == pytest.approx(psnr_y(to_tensor(sr), to_tensor(hr)))
     assert measured["ssim_y"] == pytest.approx(ssim_y(to_tensor(sr), to_tensor(hr)))
+
+
+def test_what_was_measured_with_which_vgg19_is_told(tmp_path, dataset, generators, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    save_weights(tmp_path / "w", *generators, adversarial=True)
+    file = tmp_path / "vgg.safetensors"
+    features = vgg19(weights=None).features.state_dict()
+    save_file({f"features.{name}": value for name, value in features.items()}, file)
+    options = {"datasets": [dataset], "weights": str(tmp_path / "w"), "device": "cpu"}
+    with_file = evaluate(EvaluateConfig(**options, vgg=str(file)))
+    assert with_file["vgg"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert with_file["evaluation"]["Waves"]["bicubic"]["vgg19"] > 0
+    assert not torch.backends.cudnn.allow_tf32  # what is called float32 is
+    assert evaluate(EvaluateConfig(**options, vgg="none"))["vgg"] is None
+    assert identify("torchvision") == "torchvision"
+
+
+def test_folders_of_one_name_are_refused_before_anything_is_measured(tmp_path):
+    folders = [tmp_path / name / "HR" for name in ("Set5", "Set14")]
+    with pytest.raises(ValueError, match="2 datasets are called HR"):
+        evaluate(EvaluateConfig(datasets=folders, weights="nowhere"))
 
 
 def test_means_are_over_the_images_and_networks_are_told_apart(tmp_path, dataset, generators):
@@ -225,6 +256,18 @@ def test_weights_folder_round_trip_with_evaluation(tmp_path, dataset, runs):
     assert card.data.license == "mit"
     psnr = results["evaluation"]["Waves"]["srgan"]["psnr_y"]
     assert round(psnr, 4) in [result.metric_value for result in card.data.eval_results]
+
+
+def test_the_step_of_the_best_weights_is_told(tmp_path, runs):
+    for stage, name, step in (("srresnet", SRRESNET_FILE, 1234), ("srgan", SRGAN_FILE, 1000)):
+        file = runs / stage / name
+        save_generator(load_generator(file), file, {"step": str(step)})
+    build(BuildConfig(out=tmp_path / "out", srresnet=runs / "srresnet", srgan=runs / "srgan"))
+    training = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())["training"]
+    assert [training[stage]["weights_step"] for stage in ("srresnet", "srgan")] == [1234, 1000]
+    text = (tmp_path / "out" / CARD_FILE).read_text(encoding="utf-8")
+    assert "- SRResNet: 1,234 steps in 10 minutes, with batch 8" in text
+    assert "- SRGAN: 1,234 steps in 10 minutes, the weights those of step 1,000, with" in text
 
 
 def test_without_the_adversarial_stage_config_and_card_say_so(tmp_path, runs):

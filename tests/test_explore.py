@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import weakref
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
@@ -135,6 +136,28 @@ def test_figures_are_images_with_something_on_them(photos, tmp_path):
         image = Image.open(tmp_path / "report" / name)
         assert image.format == "PNG"
         assert min(image.size) >= 200 and np.asarray(image.convert("L")).std() > 5
+
+
+def test_figures_hold_one_whole_photo_at_a_time(tmp_path, monkeypatch):
+    for seed in range(9):
+        photo(seed, 400, 300).save(tmp_path / f"{seed}.png")
+    opened = measure.open_dataset(tmp_path, tmp_path, 10**6)
+    measures, _ = measure.measure_all(opened, 1)
+    whole, most = [], 0
+
+    def open_counted(self) -> Image.Image:
+        nonlocal most
+        most = max(most, sum(image() is not None for image in whole))
+        image = photo(0, 400, 300)
+        whole.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(measure.FilePhoto, "open", open_counted)
+    pages = {figure.file: figure for figure in figures.make_figures(measures, grid=6)}
+    assert most == 1
+    sheet = Image.open(io.BytesIO(pages["photos.png"].png))
+    assert sheet.getpixel((128, 30)) == (255, 255, 255)  # in full: 256 × 192
+    assert sheet.getpixel((128, 34)) != (255, 255, 255)
 
 
 def test_names_are_escaped():

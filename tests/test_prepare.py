@@ -110,7 +110,8 @@ def test_reader_of_the_training_programs_reads_it(photos, tmp_path):
     counts = manifest["counts"]
     assert (len(training), len(validation)) == (counts["train"], counts["validation"])
     assert min(counts["train"], counts["validation"]) > 0
-    original = np.asarray(Image.open(photos.parent / training.names[-1]))
+    last = [record["name"] for record in manifest["images"] if record["split"] == "train"][-1]
+    original = np.asarray(Image.open(photos.parent / last))
     restored = training.image(len(training) - 1)[0].permute(1, 2, 0).mul(255).round()
     assert np.array_equal(restored.numpy(), original)
 
@@ -377,6 +378,12 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
     rgb = as_rgb(encoded(image, "PNG", exif=exif), tmp_path, ".png")
     assert np.array_equal(rgb, np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_a_photo_is_not_copied(tmp_path, monkeypatch):
+    content = encoded(photo(1, 60, 40), "JPEG")
+    monkeypatch.setattr(Image.Image, "copy", None)
+    assert as_rgb(content, tmp_path, ".jpg").shape == (40, 60, 3)
 
 
 def test_heic_is_read_where_its_library_is_installed(tmp_path):
@@ -758,3 +765,21 @@ def test_mirflickr25k_is_downloaded(server, tmp_path):
     server.files["/mirflickr25k.v3b/mirflickr25k.zip"] = buffer.getvalue()
     manifest = run("mirflickr25k", out=tmp_path / "out", mirflickr_url=server.url)
     assert names(manifest["images"]) == ["im1.jpg"]
+
+
+def test_nothing_is_downloaded_for_a_finished_dataset(server, tmp_path):
+    for part in (0, 1):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as target:
+            target.writestr("images/1.jpg", encoded(photo(part), "JPEG"))
+        server.files[f"/mirflickr1m.v3b/images{part}.zip"] = buffer.getvalue()
+    options = {"out": tmp_path / "out", "mirflickr_url": server.url}
+    manifest = run("mirflickr", **options)
+    (tmp_path / "downloads/images0.zip").unlink()
+    server.requests.clear()
+    assert run("mirflickr", **options) == manifest
+    with pytest.raises(PrepareError, match="size was None, is 64"):
+        run("mirflickr", **options, size=64)
+    assert not server.requests
+    with pytest.raises(PrepareError, match="the image files are others"):
+        run("mirflickr:0,1", **options)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,8 +25,10 @@ from train.loop import (
     LOG_FILE,
     TrainingError,
     fix_batch_norm,
+    join_world,
     make_optimizers,
     measure_batch_norm,
+    use_bf16,
 )
 from train.pretrain import PretrainConfig, pretrain
 
@@ -178,6 +181,30 @@ def test_measured_statistics_normalize(make_generator):
     )
 
 
+def test_of_two_processes_one_tells_how_it_goes(data, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {"data": data, "out": tmp_path, "steps": 2, "crop": 16, "batch": 2, "device": "cpu"}
+    options |= {"generator.channels": 4, "generator.blocks": 1}
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "train.pretrain", *(f"--{k}={v}" for k, v in options.items())],
+            cwd=ROOT,
+            env={**os.environ, **world, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    first, second = (process.communicate(timeout=300)[1] for process in running)
+    assert [process.returncode for process in running] == [0, 0], first + second
+    assert f"best validation PSNR-Y {entries(tmp_path)[0]['psnr_y']:.2f} dB" in first
+    assert "best validation" not in second
+    assert "FutureWarning" not in first + second
+
+
 # ------------------------------------------------------------------------------------- resuming
 
 
@@ -257,6 +284,28 @@ def test_diverged_run_stops_and_keeps_the_last_good_checkpoint(data, tmp_path):
         pretrain(config(data, tmp_path, steps=20, learning_rate=1e30))
     assert [(tmp_path / name).read_bytes() for name in (LAST_FILE, SRRESNET_FILE)] == before
     assert len(entries(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("place", ["measure_batch_norm", "validation_pairs", "update"])
+def test_memory_that_runs_out_is_explained_wherever_it_does(data, tmp_path, monkeypatch, place):
+    def run_out(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(module, place, run_out)
+    with pytest.raises(TrainingError, match="out of GPU memory: lower --batch or --crop"):
+        pretrain(config(data, tmp_path))
+
+
+def test_memory_that_runs_out_in_resuming_is_no_fault_of_the_checkpoint(
+    data, tmp_path, monkeypatch
+):
+    def run_out(*_):
+        raise torch.OutOfMemoryError
+
+    pretrain(config(data, tmp_path, steps=2))
+    monkeypatch.setattr(CropSampler, "load_state_dict", run_out)
+    with pytest.raises(TrainingError, match="out of GPU memory"):
+        pretrain(config(data, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -367,6 +416,21 @@ def test_batch_and_learning_rate_follow_the_device(tmp_path):
         assert (config.batch, config.learning_rate) == expected
         config = PretrainConfig(data=tmp_path, out=tmp_path, steps=1, batch=3).on(device)
         assert (config.batch, config.learning_rate) == (3, expected[1])
+
+
+def test_bfloat16_that_a_gpu_emulates_is_not_used(tmp_path, monkeypatch):
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        return including_emulation  # as on a T4
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    config = PretrainConfig(data=tmp_path, out=tmp_path, steps=1)
+    assert not use_bf16(config, torch.device("cuda"))
+
+
+def test_float32_is_no_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with join_world("cpu"):
+        assert not torch.backends.cudnn.allow_tf32
 
 
 def test_command_line_trains(data, tmp_path, monkeypatch):

@@ -35,14 +35,14 @@ def save_checkpoint(state: dict, path: Path) -> None:
         raise CheckpointError(f"can't write {path}: {exc}. The last good one is kept.") from exc
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
-    """Reads what `save_checkpoint` wrote; runs no code from the file.
+def load_checkpoint(path: Path) -> dict:
+    """Reads what `save_checkpoint` wrote, to the CPU; runs no code from the file.
 
     Raises:
         CheckpointError: the file can't be read.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as exc:  # a damaged file surfaces as any of a dozen types

@@ -84,12 +84,10 @@ class PackedImages:
     Attributes:
         pixels: (bytes,) uint8, RGB, HWC; on any device.
         index: (n, 3) int64: byte offset, height, width; on the CPU.
-        names: file names, for messages and sample pictures.
     """
 
     pixels: Tensor
     index: Tensor
-    names: list[str]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -112,7 +110,8 @@ def load_packed(
         The training and the validation images.
 
     Raises:
-        ValueError: the folder is not a complete prepared dataset; the message says what to do.
+        ValueError: the folder is not a complete prepared dataset, or too large for the GPU; the
+            message says what to do.
     """
     folder = Path(folder)
     missing = [n for n in (IMAGES_FILE, INDEX_FILE, MANIFEST_FILE) if not (folder / n).is_file()]
@@ -125,23 +124,27 @@ def load_packed(
         index = torch.from_numpy(np.load(folder / INDEX_FILE))  # (n, 4)
         offset, height, width, _ = index.unbind(1)
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        names = [image["name"] for image in manifest["images"]]
+        images = len(manifest["images"])
     except (ValueError, EOFError, IndexError, KeyError, TypeError) as exc:
         raise ValueError(f"{folder} is damaged ({exc}). Prepare it again.") from exc
     ends = (3 * height * width).cumsum(0)
     size = (folder / IMAGES_FILE).stat().st_size
-    if len(names) != len(index) or [0, *ends.tolist()] != [*offset.tolist(), size]:
+    if images != len(index) or [0, *ends.tolist()] != [*offset.tolist(), size]:
         raise ValueError(f"{folder} is damaged: its files don't belong together. Prepare it again.")
     # Mode "c", copy-on-write: torch wants a writable array, the file stays as it is.
-    pixels = torch.from_numpy(np.memmap(folder / IMAGES_FILE, np.uint8, mode="c")).to(device)
+    pixels = torch.from_numpy(np.memmap(folder / IMAGES_FILE, np.uint8, mode="c"))
+    try:
+        pixels = pixels.to(device)
+    except torch.OutOfMemoryError as exc:
+        raise ValueError(
+            f"{folder} holds {size / 1e9:.1f} GB of pixels, more than {device} has room for: "
+            f"prepare fewer or smaller images (train.prepare --limit, --size), or give another "
+            f"--device"
+        ) from exc
 
     def split(which: int) -> PackedImages:
-        chosen = (index[:, 3] == which).nonzero()[:, 0]
-        return PackedImages(
-            pixels=pixels,
-            index=index[chosen, :3].contiguous(),
-            names=[names[i] for i in chosen.tolist()],
-        )
+        chosen = index[:, 3] == which
+        return PackedImages(pixels=pixels, index=index[chosen, :3].contiguous())
 
     return split(0), split(1)
 

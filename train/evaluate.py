@@ -15,6 +15,7 @@ each as the seed says that is its place in its folder, and the weights for photo
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +53,8 @@ from train.metrics import (
     strokes,
 )
 from train.photograph import photograph
-from train.vgg import TORCHVISION, VGG19, VGGError
+from train.precision import exact_float32
+from train.vgg import TORCHVISION, VGG19, VGGError, identify
 
 logger = logging.getLogger(__name__)
 
@@ -101,19 +103,24 @@ def evaluate(config: EvaluateConfig) -> dict:
     """Measures.
 
     Returns:
-        `{"weights": …, "versions": …, "evaluation": {dataset: {network: {metric: mean}}},
+        `{"weights": …, "vgg": …, "versions": …, "evaluation": {dataset: {network: {metric: mean}}},
         "artefacts": {dataset: {network: {metric: value}}},
         "images": {dataset: {file: {network: {metric: value}}}}}`; JSON-able.
 
     Raises:
-        ValueError: a dataset holds no images or an image is too small, or the device can't do
-            the precision.
+        ValueError: two datasets have the same name, one holds no images, an image is too small,
+            or the device can't do the precision.
         SRGANError: the weights or an image can't be read.
         VGGError: the VGG19 file can't be read.
         LPIPSError: LPIPS can't be computed here.
     """
+    for name, count in Counter(folder.name for folder in config.datasets).items():
+        if count > 1:
+            raise ValueError(f"{count} datasets are called {name}: rename their folders")
+    exact_float32()
     upscaler = Upscaler(config.weights, config.device, precision=config.precision)
     vgg = _load_vgg(config.vgg)
+    vgg_identity = None if vgg is None else identify(config.vgg)
     if vgg is not None:
         vgg.to(upscaler.device)
     lpips = None if config.lpips == "none" else load_lpips(config.lpips, upscaler.device)
@@ -150,6 +157,7 @@ def evaluate(config: EvaluateConfig) -> dict:
             **{key: info[key] for key in ("model", "source", "revision", "adversarial")},
             "checksums": upscaler.weights.checksums,
         },
+        "vgg": vgg_identity,
         "device": info["device"],
         "precision": info["precision"],
         "versions": {**info["versions"], "numpy": version("numpy")},

@@ -88,45 +88,50 @@ def make_figures(measures: list[Measure], grid: int) -> list[ReportFigure]:
                 draw_sharpness(measures),
             ),
         ]
-    chosen = [measure.photo.open() for measure in spread(measures, grid)]
+    # Of each photo only what is shown is kept.
+    photos, crops = [], []
+    for measure in spread(measures, grid):
+        image = measure.photo.open()
+        photos.append(fit(image))
+        crops.append(centre(image))
     ranked = sorted(measures, key=lambda measure: measure.fine)
     few = min(2 * COLUMNS, max(1, len(ranked) // 2))
     softest, sharpest = (
-        [measure.photo.open() for measure in part] for part in (ranked[:few], ranked[-few:])
+        [centre(measure.photo.open()) for measure in part] for part in (ranked[:few], ranked[-few:])
     )
     return [
         *plots,
         ReportFigure(
             "photos.png",
             "Photos",
-            f"{len(chosen)} of {len(measures)}, spread evenly over the dataset.",
-            draw_grid(chosen),
+            f"{len(photos)} of {len(measures)}, spread evenly over the dataset.",
+            draw_grid(photos),
         ),
         ReportFigure(
             "hr.png",
             "High-res crops",
             f"The centre {CROP} × {CROP} pixels of the same photos: what training aims at.",
-            draw_grid([centre(image) for image in chosen]),
+            draw_grid(crops),
         ),
         ReportFigure(
             "lr.png",
             "Their low-res counterparts",
             f"Bicubic ÷{SCALE}, so {CROP // SCALE} × {CROP // SCALE} pixels, shown enlarged "
             f"without smoothing: what the network is given.",
-            draw_grid([low_res(centre(image)) for image in chosen]),
+            draw_grid([low_res(image) for image in crops]),
         ),
         ReportFigure(
             "softest.png",
             "The softest photos",
             "Centre crops with the smallest share of energy above the low-res Nyquist frequency: "
             "there is little to learn from them.",
-            draw_grid([centre(image) for image in softest]),
+            draw_grid(softest),
         ),
         ReportFigure(
             "sharpest.png",
             "The sharpest photos",
             "Centre crops with the largest share. Noise and compression artefacts show up here.",
-            draw_grid([centre(image) for image in sharpest]),
+            draw_grid(sharpest),
         ),
     ]
 
@@ -295,21 +300,29 @@ def encode(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def fit(image: Image.Image) -> Image.Image:
+    """Reduces a photo, where it is larger, to CROP pixels on its longer side."""
+    if max(image.size) <= CROP:
+        return image
+    return ImageOps.contain(image, (CROP, CROP), Image.Resampling.LANCZOS)
+
+
 def draw_grid(images: list[Image.Image]) -> bytes:
-    """Images in rows, each in a square of CROP pixels; small ones keep their pixels visible."""
+    """Images in rows, each in a square of CROP pixels; small ones keep their pixels visible.
+
+    Args:
+        images: of at most CROP pixels a side.
+    """
     gap = 8
     columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
     pitch = CROP + gap
     sheet = Image.new("RGB", (columns * pitch - gap, rows * pitch - gap), "white")
     for number, image in enumerate(images):
-        if max(image.size) > CROP:
-            image = ImageOps.contain(image, (CROP, CROP), Image.Resampling.LANCZOS)
-        else:
-            factor = CROP // max(image.size)
-            image = image.resize(
-                (factor * image.width, factor * image.height), Image.Resampling.NEAREST
-            )
+        factor = CROP // max(image.size)
+        image = image.resize(
+            (factor * image.width, factor * image.height), Image.Resampling.NEAREST
+        )
         row, column = divmod(number, columns)
         left = column * pitch + (CROP - image.width) // 2
         sheet.paste(image, (left, row * pitch + (CROP - image.height) // 2))

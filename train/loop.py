@@ -1,6 +1,7 @@
 """The training loop of both stages: schedule, precision, many GPUs, resuming, logs."""
 
 import contextlib
+import inspect
 import json
 import logging
 import math
@@ -26,6 +27,7 @@ from srgan.hub import HUB_SPEC
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
 from train.data import CropSampler, Degradation, PackedImages, load_packed, make_lr
 from train.muon import Muon
+from train.precision import exact_float32
 from train.push import BackgroundPush
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class TrainingConfig:
     many megapixels (cf. the scales of Wang et al. 2021, Real-ESRGAN)."""
     batch: int | None = None
     """Crops a step, over all GPUs together; by default 8 on a CPU, on a GPU 32 in stage 1 and 16
-    in stage 2."""
+    in stage 2, whose preset `paper` has 16 on a CPU too."""
     learning_rate: float | None = None
     """At the top of its curve: linear warm-up, then half a cosine. By default 5e-4 in stage 1 and
     1e-4 in stage 2."""
@@ -152,7 +154,10 @@ class World:
         if self.size == 1:
             return module
         # Buffers (statistics of BN) are each process's own, or fixed.
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        option = "forward_sync_buffers"
+        if option not in inspect.signature(DistributedDataParallel).parameters:
+            option = "broadcast_buffers"  # its name before torch 2.13
+        return DistributedDataParallel(module, **{option: False})
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the first dimension in all processes, with gradients to all of them."""
@@ -182,29 +187,48 @@ class _MeanOfProcesses(torch.autograd.Function):
 
 @contextlib.contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """Joins the processes that torchrun started, or stands alone; keeps freed memory for training.
+    """Joins the processes that torchrun started, or stands alone.
+
+    Keeps freed memory for training, and float32 exact. Of several processes only the main one
+    tells how it goes.
 
     Args:
         device: `auto` is CUDA where there is one, else the CPU.
 
     Raises:
         ValueError: there is no such device.
+        TrainingError: what is done here needs more memory than the GPU has.
     """
     keep_freed_memory()
+    exact_float32()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if size == 1:
-        yield World(rank=0, size=1, device=_existing_device(device))
+        with _memory_errors_explained():
+            yield World(rank=0, size=1, device=_existing_device(device))
         return
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if dist.get_rank():
+        logging.disable(logging.INFO)
     try:
-        yield World(rank=dist.get_rank(), size=size, device=torch.device(device))
+        with _memory_errors_explained():
+            yield World(rank=dist.get_rank(), size=size, device=torch.device(device))
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _memory_errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise TrainingError(
+            "out of GPU memory: lower --batch or --crop, or give another --device"
+        ) from exc
 
 
 def _existing_device(name: str) -> torch.device:
@@ -219,7 +243,7 @@ def use_bf16(config: TrainingConfig, device: torch.device) -> bool:
     if config.precision != "auto":
         return config.precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
@@ -402,6 +426,8 @@ def run(
             for name, item in stateful.items():
                 item.load_state_dict(state[name])
             done, best, earlier = state["step"], state["best"], state["seconds"]
+        except torch.OutOfMemoryError:  # a RuntimeError too
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as exc:
             raise CheckpointError(
                 f"{checkpoint} is of another stage or optimiser, of networks of another size, or "
@@ -472,10 +498,7 @@ def run(
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            try:
-                logged.append(step())
-            except torch.OutOfMemoryError as exc:
-                raise TrainingError("out of GPU memory: lower --batch or --crop") from exc
+            logged.append(step())
             done += 1
             bar.update()
             if config.minutes:

@@ -1,5 +1,6 @@
 """An image file -> upright 8-bit RGB, and whether the like was there before."""
 
+import contextlib
 import hashlib
 import io
 import warnings
@@ -117,7 +118,8 @@ def decode(entry: Entry, *, min_side: int = 1, max_pixels: int) -> Image.Image:
             if min(width, height) < min_side:
                 raise Rejected("too small", f"{width}×{height}, a side under {min_side}")
             image.load()
-            return to_rgb(upright(image))
+            turn_upright(image)
+            return to_rgb(image)
     except (Rejected, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own text holds a memory address
@@ -128,12 +130,10 @@ def decode(entry: Entry, *, min_side: int = 1, max_pixels: int) -> Image.Image:
         raise Rejected("unreadable", f"{type(error).__name__}: {error}") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
+def turn_upright(image: Image.Image) -> None:
     """Applies the EXIF orientation, where there is EXIF that can be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow's parser raises anything; the pixels are good
-        return image
+    with contextlib.suppress(Exception):  # Pillow's parser raises anything; the pixels are good
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -159,7 +159,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         upper = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, upper)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def look_of(image: Image.Image) -> bytes:

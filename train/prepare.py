@@ -71,8 +71,9 @@ class PrepareConfig:
             original project did so with 256. None keeps images as they are.
         min_side: Leave out images whose shorter side has fewer pixels (before `size`): the
             training crop and its margin must fit.
-        max_pixels: Leave out images that declare more pixels, before they are decoded. Memory
-            is at most about 6 bytes times this times `workers`.
+        max_pixels: Leave out images that declare more pixels, before they are decoded. A worker
+            needs up to about 10 bytes of memory a pixel for a JPEG, 22 with transparency; up to
+            2 × `workers` results, 3 bytes a pixel, wait for their turn.
         near_duplicates: Leave out images that look like an earlier one, that is whose difference
             hashes differ in at most this many of 64 bits (up to 16) and whose thumbnails agree.
             None keeps them; exact duplicates are always left out.
@@ -152,8 +153,14 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     _check_out(out, config.overwrite)
     scratch = out / SCRATCH
     try:
-        archives = [path for source in config.sources for path in fetch_source(source, config)]
-        entries, other_files = list_sources(archives, scratch)
+        places = [place for source in config.sources for place in locate_source(source, config)]
+        manifest = _find_finished(places, config)
+        if manifest:
+            return manifest
+        for path, url in places:
+            if url and not path.is_file():
+                download(url, path)
+        entries, other_files = list_sources([path for path, _ in places], scratch)
         entries = entries[: config.limit]
         if not entries:
             raise PrepareError(
@@ -213,24 +220,36 @@ def _check_identity(now: dict[str, Any], then: dict[str, Any], out: Path) -> Non
         )
 
 
-def fetch_source(source: str, config: PrepareConfig) -> list[Path]:
-    """A source's folders and archives, downloaded where need be."""
+def locate_source(source: str, config: PrepareConfig) -> list[tuple[Path, str | None]]:
+    """A source's folders and archives, each with the URL where it is to be had, if there is one."""
     mirflickr = re.fullmatch(r"mirflickr(25k|:[\d,-]+)?", source)
     if not mirflickr:
-        return [Path(source)]
+        return [(Path(source), None)]
     if mirflickr[1] == "25k":
         files = ["mirflickr25k.v3b/mirflickr25k.zip"]
     else:
         parts = _parse_parts((mirflickr[1] or ":0")[1:])
         files = [f"mirflickr1m.v3b/images{part}.zip" for part in parts]
     folder = config.downloads or config.out.absolute().parent / "downloads"
-    paths = []
-    for file in files:
-        path = folder / file.rpartition("/")[2]
-        if not path.is_file():
-            download(config.mirflickr_url.rstrip("/") + "/" + file, path)
-        paths.append(path)
-    return paths
+    url = config.mirflickr_url.rstrip("/")
+    return [(folder / file.rpartition("/")[2], f"{url}/{file}") for file in files]
+
+
+def _find_finished(
+    places: list[tuple[Path, str | None]], config: PrepareConfig
+) -> dict[str, Any] | None:
+    """The manifest of a finished dataset, all of downloads, of which some are no longer there."""
+    path = config.out / MANIFEST_FILE
+    downloads = all(url for _, url in places)
+    if not (downloads and path.is_file()) or all(place.is_file() for place, _ in places):
+        return None
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    files = {record["name"] for kind in ("images", "rejected") for record in manifest[kind]}
+    if {name.partition("/")[0] for name in files} != {place.name for place, _ in places}:
+        return None
+    _check_identity({**manifest, "settings": config.settings}, manifest, config.out)
+    logger.info("%s is complete: nothing to do", config.out)
+    return manifest
 
 
 def _parse_parts(text: str) -> list[int]:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import tyro
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
 
 from srgan.errors import SRGANError
 from srgan.weights import (
@@ -129,7 +130,7 @@ def build(config: BuildConfig) -> None:
         "data": config.data,
         "hardware": config.hardware,
         "notes": config.notes,
-        **{stage: _describe(folder) for stage, folder in runs.items()},
+        **{stage: _describe(folder, stage) for stage, folder in runs.items()},
     }
     path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     if config.comparison:
@@ -147,8 +148,10 @@ def _read_evaluation(path: Path, files: dict) -> dict:
     return results["evaluation"]
 
 
-def _describe(folder: Path) -> dict:
-    """Settings and length of a run."""
+def _describe(folder: Path, stage: str) -> dict:
+    """Settings and length of a run, and the step of its weights where they tell it."""
+    with safe_open(folder / (SRRESNET_FILE if stage == "srresnet" else SRGAN_FILE), "pt") as file:
+        step = (file.metadata() or {}).get("step")
     try:
         settings = json.loads((folder / loop.CONFIG_FILE).read_text(encoding="utf-8"))
         lines = (folder / loop.LOG_FILE).read_text(encoding="utf-8").splitlines()
@@ -156,7 +159,12 @@ def _describe(folder: Path) -> dict:
     except (OSError, ValueError, IndexError) as exc:
         raise ValueError(f"{folder} is not the folder of a finished run: {exc}") from exc
     kept = {name: value for name, value in settings.items() if name not in _INCIDENTAL}
-    return {"steps": last["step"], "seconds": last["seconds"], "settings": kept}
+    return {
+        "steps": last["step"],
+        **({"weights_step": int(step)} if step else {}),
+        "seconds": last["seconds"],
+        "settings": kept,
+    }
 
 
 def make_card(config: dict, license: str, picture: str | None = None) -> ModelCard:
@@ -216,9 +224,7 @@ def make_card(config: dict, license: str, picture: str | None = None) -> ModelCa
         )
     training = config["training"]
     stages = "\n".join(
-        f"- {LABELS[stage]}: {training[stage]['steps']:,} steps in "
-        f"{training[stage]['seconds'] / 60:.0f} minutes, with "
-        + ", ".join(f"{k} {v}" for k, v in training[stage]["settings"].items() if v is not None)
+        f"- {LABELS[stage]}: {_summary(training[stage])}"
         for stage in ("srresnet", "srgan", "photo")
         if stage in training
     )
@@ -289,6 +295,14 @@ For enlarging photographs. What the network adds is plausible, not true: don't u
 plates, faces or medical images. {limits}
 """
     )
+
+
+def _summary(run: dict) -> str:
+    """What `_describe` told, for the card."""
+    best = run.get("weights_step", run["steps"])
+    weights = f", the weights those of step {best:,}" if best != run["steps"] else ""
+    settings = ", ".join(f"{k} {v}" for k, v in run["settings"].items() if v is not None)
+    return f"{run['steps']:,} steps in {run['seconds'] / 60:.0f} minutes{weights}, with {settings}"
 
 
 def push_folder(config: PushConfig) -> Pushed:

@@ -4,10 +4,13 @@ Simonyan & Zisserman 2014, trained on ImageNet. Two sets of weights are in use, 
 but of different feature scale, and losses weighted for one don't fit the other:
 
 - the original Caffe release, for whose φ5,4 Ledig et al. 2017 chose the factor 1/12.75: a
-  .safetensors file with torchvision's names (`--vgg PATH`);
+  .safetensors file (`--vgg PATH`) with torchvision's names, and with the conversion of the input
+  folded into the first convolution, which here is given what torchvision's is; the release's own
+  takes BGR in [0, 255] less a mean;
 - torchvision's own training (`--vgg torchvision`, downloaded once).
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -22,6 +25,13 @@ LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_4": 17, "relu4_4": 26, "relu5_4": 3
 
 class VGGError(Exception):
     """The VGG19 weights can't be had; the text says why and what to do."""
+
+
+def identify(weights: str | Path) -> str:
+    """By what to tell weights apart: `torchvision`, or the file's sha256 in hexadecimal."""
+    if str(weights) == TORCHVISION:
+        return TORCHVISION
+    return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
 
 
 class VGG19(nn.Module):
