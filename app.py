@@ -278,7 +278,10 @@ class Handlers:
         Returns:
             Models, source, revision, parameters, scale, device, limits and versions.
         """
-        return self.upscaler.info()
+        info = self.upscaler.info()
+        if info["revision"] is None:  # of a path, only the last part is public
+            info["source"] = Path(info["source"]).name
+        return info
 
     # ---- the page
 

@@ -1048,7 +1048,8 @@ def test_client_is_told_what_is_wrong(client, tmp_path):
 
 
 def test_info_is_the_upscalers(client, tiny_weights):
-    assert client.predict(api_name="/info") == json.loads(json.dumps(Upscaler(tiny_weights).info()))
+    expected = {**Upscaler(tiny_weights).info(), "source": tiny_weights.name}
+    assert client.predict(api_name="/info") == json.loads(json.dumps(expected))
 
 
 def test_rest_call_may_leave_out_defaults(served, tmp_path):
