@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from torchvision.models import vgg19
 
 from srgan.generator import Generator, GeneratorConfig
 from srgan.weights import SRGAN_FILE, SRRESNET_FILE, save_generator
+from tests.torchrun import launch
 from train.adversarial import AdversarialConfig, PaperConfig, adversarial
 from train.checkpoint import LAST_FILE
 from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE
@@ -207,33 +207,6 @@ def test_command_line_fails_with_one_line(tmp_path, settings):
     )
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("error: absent is not a readable")
-
-
-def launch(processes, module, arguments):
-    """Runs `python -m module` in so many processes as torchrun would."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
 
 
 def train_in_one_and_in_two(tmp_path, module, arguments):

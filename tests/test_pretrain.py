@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from srgan.generator import GeneratorConfig
 from srgan.weights import SRRESNET_FILE, load_weights
+from tests.torchrun import launch
 from train import pretrain as module
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
 from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE, CropSampler
@@ -182,24 +182,9 @@ def test_measured_statistics_normalize(make_generator):
 
 
 def test_of_two_processes_one_tells_how_it_goes(data, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     options = {"data": data, "out": tmp_path, "steps": 2, "crop": 16, "batch": 2, "device": "cpu"}
     options |= {"generator.channels": 4, "generator.blocks": 1}
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "train.pretrain", *(f"--{k}={v}" for k, v in options.items())],
-            cwd=ROOT,
-            env={**os.environ, **world, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    first, second = (process.communicate(timeout=300)[1] for process in running)
-    assert [process.returncode for process in running] == [0, 0], first + second
+    first, second = launch(2, "train.pretrain", [f"--{k}={v}" for k, v in options.items()])
     assert f"best validation PSNR-Y {entries(tmp_path)[0]['psnr_y']:.2f} dB" in first
     assert "best validation" not in second
     assert "FutureWarning" not in first + second

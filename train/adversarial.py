@@ -23,7 +23,6 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from srgan.errors import SRGANError
@@ -41,6 +40,7 @@ from train.loop import (
     load_data,
     make_optimizers,
     make_sampler,
+    moving_average,
     run,
     update,
     use_bf16,
@@ -202,9 +202,7 @@ def adversarial(config: AdversarialConfig) -> float:
         discriminator.train()
         if config.batch_norm == "fixed":
             fix_batch_norm(generator)
-        average = AveragedModel(
-            generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
-        )
+        average = moving_average(generator, config)
         optimizers = make_optimizers(config, generator, device)
         opponent = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.99), fused=True)
         enlarge = world.wrap(torch.compile(generator) if config.compile else generator)

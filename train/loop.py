@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -341,6 +342,11 @@ def make_optimizers(
         dtype = torch.bfloat16 if use_bf16(config, device) else torch.float32
         optimizers["muon"] = Muon(matrices, learning_rate=rate, dtype=dtype)
     return optimizers
+
+
+def moving_average(generator: Generator, config: TrainingConfig) -> AveragedModel:
+    """The exponential moving average of the weights, which is a training's result."""
+    return AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
 
 
 def update(

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from srgan.errors import SRGANError
@@ -35,6 +34,7 @@ from train.loop import (
     make_optimizers,
     make_sampler,
     measure_batch_norm,
+    moving_average,
     run,
     update,
     validation_pairs,
@@ -90,9 +90,7 @@ def pretrain(config: PretrainConfig) -> float:
                 crops = make_sampler(config, sampler.images)
                 measure_batch_norm(generator, (crops.next()[0] for _ in range(MEASURED_BATCHES)))
             fix_batch_norm(generator)
-        average = AveragedModel(
-            generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
-        )
+        average = moving_average(generator, config)
         optimizers = make_optimizers(config, generator, world.device)
         forward = world.wrap(torch.compile(generator) if config.compile else generator)
         pixel_loss = {"l1": F.l1_loss, "mse": F.mse_loss}[config.loss]

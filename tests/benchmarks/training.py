@@ -18,12 +18,11 @@ from pathlib import Path
 import train  # noqa: F401  # isort: skip  (before torch: it tells its threads how to wait)
 import torch
 import torch.nn.functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srgan.allocator import keep_freed_memory
 from srgan.generator import SCALE, Generator, PReLU
 from train.data import CropSampler, load_packed
-from train.loop import fix_batch_norm, make_optimizers, update
+from train.loop import fix_batch_norm, make_optimizers, moving_average, update
 from train.pretrain import PretrainConfig
 
 
@@ -60,9 +59,7 @@ def make_step(
     if whole:
         config = PretrainConfig(data=Path(), out=Path(), steps=1).on(device)
         optimizers = list(make_optimizers(config, generator, device).values())
-        average = AveragedModel(
-            generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
-        )
+        average = moving_average(generator, config)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
