@@ -139,6 +139,20 @@ def test_each_batch_has_one_of_the_reductions():
     assert 8 < grey.all(1).sum() < 32
 
 
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_of_the_candidates_the_one_with_most_detail_is_taken(reduction):
+    detailed = noise(100, 100)
+    flat, striped = np.full_like(detailed, 90), np.full_like(detailed, 90)
+    striped[:, ::8] = 100  # more than nothing, less than noise
+    options = {"crop": 16, "batch": 300, "reductions": (reduction,), "candidates": 3}
+    _, hr = sampler(flat, striped, detailed, **options).next()
+    spread = hr.std((1, 2, 3))
+    shares = [(spread > 0.1).float().mean(), (spread < 0.001).float().mean()]
+    # Of three one is noise with probability 1 - (2/3)^3, all are flat with (1/3)^3.
+    assert shares[0] == pytest.approx(19 / 27, abs=0.1)
+    assert shares[1] == pytest.approx(1 / 27, abs=0.04)
+
+
 def test_pairs_are_what_the_whole_image_would_give():
     """Finds each HR crop in its image and compares its LR with Pillow's of that image."""
     image = coded(60, 52)
@@ -219,8 +233,10 @@ def test_shifted_windows_are_the_same_in_all_images_and_move():
 
 
 @pytest.mark.parametrize("degradation", ["bicubic", "photo"])
-def test_processes_share_a_batch(degradation):
-    image, options = noise(140, 150), {"batch": 6, "degradation": degradation}
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_processes_share_a_batch(degradation, candidates):
+    image = noise(140, 150)
+    options = {"batch": 6, "degradation": degradation, "candidates": candidates}
     lr, hr = sampler(image, **options).next()
     for rank in range(2):
         share_lr, share_hr = sampler(image, **options, rank=rank, world_size=2).next()
@@ -239,6 +255,7 @@ def test_processes_share_a_batch(degradation):
         ({"reductions": (1, 3)}, "no image has 84 pixels on both sides.* and a reduction of 3"),
         ({"reductions": (0,)}, "whole numbers from 1"),
         ({"reductions": ()}, "whole numbers from 1"),
+        ({"candidates": 0}, "candidates must be at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, message):

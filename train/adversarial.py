@@ -139,6 +139,9 @@ class PaperConfig(AdversarialConfig):
 
     ON_CPU = ON_GPU = 16, 1e-4
 
+    candidates: int = 1
+    """Random crops looked at for each that is learnt from, the one with the most detail: most of a
+    photograph is flat, and teaches nothing. With 1 all crops are equally likely."""
     perceptual: Literal["normalized", "relative", "paper"] = "paper"
     """VGG loss: the paper's squared error of φ5,4 / 12.75, for the Caffe release's weights; or, for
     any, of several layers the squared error of the features' directions, or the mean absolute error

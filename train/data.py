@@ -161,8 +161,9 @@ class CropSampler:
     """Draws random (LR, HR) crops from packed images.
 
     An image is drawn with a probability proportional to the number of its crops, so that every
-    crop of the dataset is equally likely, then flipped and transposed at random. The crop is taken
-    with a margin from which only the degradation sees, so LR is what the whole image would give.
+    crop of the dataset is equally likely; of some candidates the one with the most detail is taken,
+    then flipped and transposed at random. The crop is taken with a margin from which only the
+    degradation sees, so LR is what the whole image would give.
 
     Args:
         images: where to crop.
@@ -172,12 +173,14 @@ class CropSampler:
         degradation: of which kind LR is.
         reductions: whole numbers by which images are reduced before they are cropped, one drawn for
             each batch.
+        candidates: crops drawn for each one that is taken; with 1 all are equally likely.
         rank, world_size: this process's number and how many there are; each takes its share of
             every batch, so that together they see what one process would see alone.
 
     Raises:
-        ValueError: `crop` is not a multiple of 4, the processes can't share the batch evenly, a
-            reduction is not a positive whole number, or no image is large enough.
+        ValueError: `crop` is not a multiple of 4, there are no candidates, the processes can't
+            share the batch evenly, a reduction is not a positive whole number, or no image is large
+            enough.
     """
 
     def __init__(
@@ -189,15 +192,19 @@ class CropSampler:
         generator: torch.Generator,
         degradation: Degradation = "bicubic",
         reductions: Sequence[int] = (1,),
+        candidates: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ):
         if crop < SCALE or crop % SCALE:
             raise ValueError(f"crop must be a positive multiple of {SCALE}, got {crop}")
+        if candidates < 1:
+            raise ValueError(f"candidates must be at least 1, got {candidates}")
         if batch % world_size:
             raise ValueError(f"a batch of {batch} can't be shared by {world_size} processes")
         self.images = images
         self.batch = batch
+        self.candidates = candidates
         self.share = slice(rank, None, world_size)
         self.generator = generator
         self.degradation = degradation
@@ -232,20 +239,23 @@ class CropSampler:
             number = torch.randint(len(self.places), (1,), generator=self.generator).item()
             reduction = list(self.places)[number]
         side, positions, ends = self.places[reduction]
-        draw = torch.randint(int(ends[-1]), (self.batch,), generator=self.generator)[self.share]
+        draws = (self.batch, self.candidates)
+        draw = torch.randint(int(ends[-1]), draws, generator=self.generator)
+        draw = draw[self.share].flatten().contiguous()
         orientation = torch.randint(8, (self.batch,), generator=self.generator)[self.share]
-        chosen = torch.searchsorted(ends, draw.contiguous(), right=True)
+        chosen = torch.searchsorted(ends, draw, right=True)
         within = draw - (ends[chosen] - positions[chosen])
         offset, _, width = self.images.index[chosen].unbind(1)
         across = width - side + 1
-        first = offset + 3 * (within // across * width + within % across)  # (N,) byte of the corner
+        first = offset + 3 * (within // across * width + within % across)  # byte of the corner
 
         device = self.images.pixels.device
         first, row_bytes = first.to(device), (3 * width).to(device)
         rows = torch.arange(side, device=device)
         line = torch.arange(3 * side, device=device)
-        at = (first[:, None] + rows * row_bytes[:, None])[:, :, None] + line  # (N, side, 3 side)
-        crops = self.images.pixels[at].view(-1, side, side, 3)
+        at = (first[:, None] + rows * row_bytes[:, None])[:, :, None] + line  # (…, side, 3 side)
+        crops = self.images.pixels[at].view(-1, self.candidates, side, side, 3)
+        crops = _most_detailed(crops, reduction)
         crops = crops.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, side, side)
         if reduction > 1:
             crops = reduce(crops, reduction)[:, :, REACH:-REACH, REACH:-REACH]
@@ -275,3 +285,20 @@ class CropSampler:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.generator.set_state(state["random"])
+
+
+def _most_detailed(crops: Tensor, distance: int) -> Tensor:
+    """Of each row of candidates the crop whose pixels differ most from their neighbours.
+
+    Args:
+        crops: (N, candidates, H, W, 3) uint8.
+        distance: of the neighbours, in pixels.
+
+    Returns:
+        (N, H, W, 3)
+    """
+    if crops.shape[1] == 1:
+        return crops[:, 0]
+    green = crops[:, :, ::distance, ::distance, 1].short()
+    detail = sum(green.diff(dim=dim).abs().float().mean((2, 3)) for dim in (2, 3))
+    return crops[torch.arange(len(crops), device=crops.device), detail.argmax(1)]

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 
 from srgan.allocator import keep_freed_memory
 from srgan.generator import SCALE, Generator, PReLU
-from train.data import CropSampler, load_packed
-from train.loop import fix_batch_norm, make_optimizers, moving_average, update
+from train.data import load_packed
+from train.loop import fix_batch_norm, make_optimizers, make_sampler, moving_average, update
 from train.pretrain import PretrainConfig
 
 
@@ -80,9 +80,8 @@ def make_step(
 
 def make_draw(data: Path, *, device: torch.device, batch: int, side: int) -> Callable[[], None]:
     """A function that draws one batch of a prepared dataset."""
-    images, _ = load_packed(data, device)
-    generator = torch.Generator().manual_seed(0)
-    sampler = CropSampler(images, crop=SCALE * side, batch=batch, generator=generator)
+    config = PretrainConfig(data=data, out=Path(), steps=1, crop=SCALE * side, batch=batch)
+    sampler = make_sampler(config, load_packed(data, device)[0])
 
     def draw() -> None:
         sampler.next()
