@@ -1163,7 +1163,7 @@ def main(loading: Future[Upscaler], share: bool) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         upscaler = loading.result()
-    except (SRGANError, ValueError) as error:  # ValueError: a precision that can't be, say
+    except SRGANError as error:
         sys.exit(f"app.py: {error}")
     try:
         launch(create_demo(upscaler), share=share or None)

@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tile",
         type=int,
-        help="no tile is larger than a square with this side, in input pixels; smaller takes less "
+        help="largest side of a tile in pixels of the input; smaller takes less "
         "memory and, below about 128, much more time (default: chosen)",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the fastest there is)")

@@ -283,6 +283,7 @@ class InferenceGenerator(nn.Module):
         """The named convolution and, where one follows, its PReLU."""
         key = name.replace(".", "_")
         weight = getattr(self, f"{key}_weight")
+        x = x.contiguous(memory_format=self.memory_format)
         x = F.conv2d(x, weight, getattr(self, f"{key}_bias"), padding=weight.shape[-1] // 2)
         return F.leaky_relu_(x, self.slopes[name]) if name in self.slopes else x
 
@@ -293,8 +294,7 @@ class InferenceGenerator(nn.Module):
 
     def body(self, lr: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
         """(N, 3, h, w) in [0, 1] -> features (N, C, h, w); `tick` is called after each block."""
-        lr = lr.to(self.stem_weight.dtype, memory_format=self.memory_format)
-        stem = self.convolve("stem", lr)
+        stem = self.convolve("stem", lr.to(self.stem_weight.dtype))
         x = stem.clone()
         for i in range(self.depth):
             self.add_block(i, x)

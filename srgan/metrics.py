@@ -26,7 +26,7 @@ def luma(rgb: Tensor) -> Tensor:
         (N, 1, H, W) float64 in [16, 235], not rounded, on the CPU.
     """
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64)
-    eight_bit = rgb.cpu().double().clamp_(0, 1).mul_(255).round_().div_(255)
+    eight_bit = rgb.to("cpu", torch.float64, copy=True).clamp_(0, 1).mul_(255).round_().div_(255)
     return 16 + eight_bit.mul_(weights[:, None, None]).sum(1, keepdim=True)
 
 

@@ -31,9 +31,8 @@ def enlarge_tiled(
     Args:
         network: on the device of `lr`.
         lr: (1, 3, h, w) in [0, 1].
-        body_tile: side in LR pixels, halo not included, of a square than which none of the body's
-            tiles is larger.
-        tail_tile: largest side of the tail's tiles in LR pixels, halo not included.
+        body_tile, tail_tile: largest side of a tile in LR pixels, halo not included; an image that
+            is no longer than a tile with its halo isn't cut.
         progress: called after every tail tile and every residual block of a body tile with the
             share of the work that is done, in (0, 1]. What it raises ends the work.
 
@@ -48,7 +47,7 @@ def enlarge_tiled(
     height, width = lr.shape[2:]
     halo = network.tail_halo
     seen = halo + network.body_halo
-    counts = _body_grid(height, width, body_tile, seen)
+    counts = (_cuts(length, body_tile, seen) for length in (height, width))
     # (tile, the features its tail needs, the pixels its body needs)
     body_tiles = [
         (tile, _grow(tile, halo, height, width), _grow(tile, seen, height, width))
@@ -71,7 +70,8 @@ def enlarge_tiled(
             _cut(lr, context), tick=partial(advance, _area(context) * block_work)
         )
         features = _cut(features, _relative(inner, context))
-        for part in _grid(*tile, *(_count(span.stop - span.start, tail_tile) for span in tile)):
+        counts = (_cuts(span.stop - span.start, tail_tile, halo) for span in tile)
+        for part in _grid(*tile, *counts):
             around = _grow(part, halo, height, width)
             enlarged = network.tail(_cut(features, _relative(around, inner)))
             _cut(sr, _scaled(part))[:] = _cut(enlarged, _scaled(_relative(part, around)))
@@ -80,25 +80,9 @@ def enlarge_tiled(
     return sr
 
 
-def _body_grid(height: int, width: int, side: int, halo: int) -> tuple[int, int]:
-    """How many rows and columns of tiles have the fewest pixels, halos included, if none has more
-    than a square of `side` with its halo."""
-    most = (side + 2 * halo) ** 2
-    grids = []
-    for columns in range(1, _count(width, side) + 1):
-        across = _count(width, columns) + 2 * halo if columns > 1 else width
-        down = most // across
-        if down < height:
-            down -= 2 * halo
-        if down > 0:
-            rows = _count(height, down)
-            area = (height + 2 * halo * (rows - 1)) * (width + 2 * halo * (columns - 1))
-            grids.append((area, rows, columns))
-    return min(grids)[1:]
-
-
-def _count(length: int, side: int) -> int:
-    return -(-length // side)
+def _cuts(length: int, side: int, halo: int) -> int:
+    """Into how many tiles a length is cut."""
+    return 1 if length <= side + 2 * halo else -(-length // side)
 
 
 def _grid(rows: slice, columns: slice, down: int, across: int) -> Iterator[Rectangle]:

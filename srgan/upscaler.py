@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srgan import winograd
+from srgan import int8, winograd
 from srgan.errors import ImageError, SettingError
 from srgan.generator import SCALE, InferenceGenerator, fold
 from srgan.image import (
@@ -28,7 +28,6 @@ from srgan.image import (
     open_image,
     to_tensor,
 )
-from srgan.int8 import Int8Generator, Ranges, available, calibrate
 from srgan.tiling import enlarge_tiled
 from srgan.weights import load_weights
 
@@ -59,14 +58,14 @@ class Upscaler:
         weights: `bundled`, a weights folder or .safetensors file, or `user/repo[@revision]` on the
             Hugging Face Hub; None for SRGAN_WEIGHTS or the default (`srgan.weights`).
         device: where to compute; None takes CUDA, else MPS, else the CPU.
-        tile: side of a square in low-res pixels, halo not included, than which no tile is larger;
-            smaller tiles take less memory and, below about 128, much more time; the result is the
-            same. None chooses.
+        tile: largest side of a tile in low-res pixels, halo not included; smaller tiles take less
+            memory and, below about 128, much more time; the result is the same. None chooses.
         max_pixels: largest image taken; None for SRGAN_MAX_PIXELS or the default.
         fallback: use the bundled weights, with a notice, where `weights` can't be had.
-        precision: float32; float16, on a GPU; int8, on a CPU that is fast at it (`srgan.int8`); or
-            auto: float16 on CUDA, int8 on a CPU if it hardly differs with these weights, else
-            float32. None for SRGAN_PRECISION or auto.
+        precision: float32, which CUDA computes as TF32 unless torch is told otherwise; float16, on
+            a GPU; int8, on a CPU that is fast at it (`srgan.int8`); or auto: float16 on CUDA, int8
+            on a CPU if it hardly differs with these weights, else float32. None for SRGAN_PRECISION
+            or auto.
 
     Attributes:
         default_detail: the detail that the weights recommend.
@@ -79,7 +78,7 @@ class Upscaler:
 
     Raises:
         WeightsError: the weights can't be found, read or trusted.
-        ValueError: tile is not positive, or the device doesn't exist or can't do the precision.
+        SettingError: tile is not positive, or the device doesn't exist or can't do the precision.
     """
 
     def __init__(
@@ -93,10 +92,10 @@ class Upscaler:
         precision: Precision | None = None,
     ):
         if tile is not None and tile < 1:
-            raise ValueError(f"tile must be at least 1, got {tile}")
+            raise SettingError(f"tile must be at least 1, got {tile}")
         precision = precision or os.environ.get(PRECISION_VARIABLE) or "auto"
         if precision not in get_args(Precision):
-            raise ValueError(
+            raise SettingError(
                 f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}"
             )
         self.device = _choose_device(device)
@@ -117,7 +116,7 @@ class Upscaler:
         self.models: tuple[Model, ...] = tuple(self._ends)
         self._networks: OrderedDict[tuple[Model, float], InferenceGenerator] = OrderedDict()
         self._least_likeness = LEAST_LIKENESS if precision == "auto" else -math.inf
-        self._ranges: dict[Model, Ranges | None] = {}
+        self._ranges: dict[Model, int8.Ranges | None] = {}
         self._lock = threading.Lock()  # of _networks and _ranges
         if self.precision == "int8":
             self._ranges["clean"] = self._calibrate("clean")
@@ -250,19 +249,21 @@ class Upscaler:
             tail_tile = min(tail_tile, body_tile)
             logger.warning("not enough memory: again with tiles of %d pixels", body_tile)
 
-    def _calibrate(self, model: Model) -> Ranges | None:
+    def _calibrate(self, model: Model) -> int8.Ranges | None:
         """Measures the ranges for int8 at all ends of detail.
 
         Returns:
             The ranges, or None where float32 is to be used.
 
         Raises:
-            ValueError: int8 was asked for, and there are no photographs to measure with.
+            SettingError: int8 was asked for, and there are no photographs to measure with.
         """
         images = _calibration_images()
         if not images and self._least_likeness == -math.inf:
-            raise ValueError(f"precision int8 needs the photographs of {CALIBRATION_FOLDER}")
-        ranges, likeness = calibrate(self._ends[model], images) if images else (None, -math.inf)
+            raise SettingError(f"precision int8 needs the photographs of {CALIBRATION_FOLDER}")
+        ranges, likeness = None, -math.inf
+        if images:
+            ranges, likeness = int8.calibrate(self._ends[model], images)
         if likeness < self._least_likeness:
             logger.info("%s: int8 is %.1f dB from float32, which is used", model, likeness)
             return None
@@ -290,7 +291,7 @@ class Upscaler:
                 self._ranges[model] = self._calibrate(model)
             ranges = self._ranges[model]
             if ranges is not None:
-                return Int8Generator(state, ranges)
+                return int8.Int8Generator(state, ranges)
         if self.device.type == "cpu" and winograd.available():
             return winograd.WinogradGenerator(state)
         dtype = torch.float16 if self.precision == "float16" else torch.float32
@@ -330,7 +331,7 @@ def _choose_device(device: str | torch.device | None) -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as exc:
-        raise ValueError(f"device {device} is not available here: {exc}") from exc
+        raise SettingError(f"device {device} is not available here: {exc}") from exc
     return device
 
 
@@ -338,11 +339,11 @@ def _choose_precision(precision: Precision, device: torch.device) -> Precision:
     if precision == "auto":
         if device.type == "cuda":
             return "float16"
-        return "int8" if device.type == "cpu" and available() else "float32"
-    if precision == "int8" and not (device.type == "cpu" and available()):
-        raise ValueError("precision int8 needs an x86 CPU with VNNI; use auto")
+        return "int8" if device.type == "cpu" and int8.available() else "float32"
+    if precision == "int8" and not (device.type == "cpu" and int8.available()):
+        raise SettingError("precision int8 needs an x86 CPU with VNNI; use auto")
     if precision == "float16" and device.type == "cpu":
-        raise ValueError("precision float16 needs a GPU; use auto")
+        raise SettingError("precision float16 needs a GPU; use auto")
     return precision
 
 
@@ -360,6 +361,14 @@ def _calibration_images() -> list[Tensor]:
 
 
 def _means_out_of_memory(exc: MemoryError | RuntimeError) -> bool:
-    # PyTorch reports a lack of main memory as a plain RuntimeError.
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    # PyTorch reports a lack of main memory, and cuDNN's of the GPU's, as a plain RuntimeError.
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "could not create a memory object",
+        "bad_alloc",
+        "ALLOC_FAILED",
+        "unable to find an engine to execute this computation",
+    )
     return isinstance(exc, MemoryError) or any(phrase in str(exc) for phrase in words)

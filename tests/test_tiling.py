@@ -3,7 +3,7 @@ import torch
 
 from srgan import Cancelled
 from srgan.generator import GeneratorConfig, InferenceGenerator, fold
-from srgan.tiling import _body_grid, enlarge_tiled
+from srgan.tiling import _cuts, enlarge_tiled
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_too_narrow_a_halo_shows_at_the_seams(network, monkeypatch, part, halo):
     """That the tests above could fail, and where the seams are."""
     lr = torch.rand(1, 3, 60, 20)
     monkeypatch.setattr(network, part, halo, raising=False)
-    rows, columns = _body_grid(60, 20, 14, network.body_halo + network.tail_halo)
+    rows, columns = (_cuts(side, 14, network.body_halo + network.tail_halo) for side in (60, 20))
     assert rows > 1 and columns == 1
     sr = enlarge_tiled(network, lr, body_tile=14, tail_tile=14)
     wrong = (sr - network(lr)).abs().amax((0, 1)) > 1e-5  # (240, 80)
@@ -76,25 +76,16 @@ def test_no_tile_is_larger_than_asked_for(network, monkeypatch, size):
     for name in shapes:
         monkeypatch.setattr(network, name, recorded(name))
     enlarge_tiled(network, torch.rand(1, 3, *size), body_tile=32, tail_tile=8)
-    largest = (32 + 2 * (network.body_halo + network.tail_halo)) ** 2
-    assert max(height * width for height, width in shapes["body"]) <= largest
+    seen = network.body_halo + network.tail_halo
+    assert max(side for shape in shapes["body"] for side in shape) <= 32 + 2 * seen
     assert max(side for shape in shapes["tail"] for side in shape) <= 8 + 2 * network.tail_halo
 
 
 @pytest.mark.parametrize(
-    "height, width, side, expected",
-    [
-        (944, 944, 944, (1, 1)),
-        (1024, 1024, 944, (1, 1)),  # as large as a square of 944 with its halo
-        (2048, 1024, 944, (3, 1)),
-        (1024, 2048, 944, (1, 3)),
-        (100, 9000, 944, (1, 1)),
-        (1024, 1024, 512, (2, 2)),
-        (5, 3, 1, (1, 1)),
-    ],
+    "length, expected", [(1, 1), (944, 1), (1024, 1), (1025, 2), (1888, 2), (1889, 3)]
 )
-def test_body_has_the_tiles_with_the_fewest_pixels(height, width, side, expected):
-    assert _body_grid(height, width, side, halo=40) == expected
+def test_what_is_no_longer_than_a_tile_with_its_halo_is_not_cut(length, expected):
+    assert _cuts(length, 944, halo=40) == expected
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (45, 70)])
@@ -114,7 +105,7 @@ def test_progress_is_called_often(network):
     enlarge_tiled(
         network, torch.rand(1, 3, 64, 64), body_tile=32, tail_tile=16, progress=fractions.append
     )
-    assert len(fractions) == 3 * (network.depth + 2 * 4)  # three tiles of the body in eight
+    assert len(fractions) == 4 * (network.depth + 4)  # four tiles of the body in four each
     steps = torch.tensor([0.0, *fractions]).diff()
     assert steps.min() > 0
     assert steps.max() < 0.2

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from srgan import Cancelled, ImageError, Upscaler, WeightsError, save_weights, tiling
+from srgan import Cancelled, ImageError, Upscaler, WeightsError, int8, save_weights, tiling
 from srgan import upscaler as module
 from srgan import weights as weights_module
 from srgan.generator import InferenceGenerator, fold
@@ -312,7 +312,7 @@ def test_other_errors_are_not_tried_again(upscaler, monkeypatch):
 
 
 def test_float32_and_int8_are_chosen_by_name(monkeypatch):
-    monkeypatch.setattr(module, "available", lambda: True)
+    monkeypatch.setattr(int8, "available", lambda: True)
     image = Image.open(EXAMPLES / "cat.png").crop((20, 30, 68, 70))
     results = []
     for precision in ("float32", "int8"):
@@ -324,7 +324,7 @@ def test_float32_and_int8_are_chosen_by_name(monkeypatch):
 
 
 def test_precision_comes_from_the_environment_too(tiny_weights, monkeypatch):
-    monkeypatch.setattr(module, "available", lambda: True)
+    monkeypatch.setattr(int8, "available", lambda: True)
     monkeypatch.setenv("SRGAN_PRECISION", "int8")
     assert Upscaler(tiny_weights, "cpu").precision == "int8"
     assert Upscaler(tiny_weights, "cpu", precision="float32").precision == "float32"
@@ -332,21 +332,21 @@ def test_precision_comes_from_the_environment_too(tiny_weights, monkeypatch):
 
 @pytest.mark.parametrize("fast, precision", [(True, "int8"), (False, "float32")])
 def test_auto_takes_int8_where_it_is_fast(monkeypatch, fast, precision):
-    monkeypatch.setattr(module, "available", lambda: fast)
+    monkeypatch.setattr(int8, "available", lambda: fast)
     assert Upscaler(device="cpu", precision="auto").precision == precision
 
 
 @pytest.mark.parametrize("wanted, precision", [("auto", "float32"), ("int8", "int8")])
 def test_only_auto_minds_what_int8_loses(tiny_weights, monkeypatch, wanted, precision):
-    monkeypatch.setattr(module, "available", lambda: True)
+    monkeypatch.setattr(int8, "available", lambda: True)
     monkeypatch.setattr(
-        module, "calibrate", lambda *arguments: (calibrate(*arguments)[0], LEAST_LIKENESS - 0.1)
+        int8, "calibrate", lambda *arguments: (calibrate(*arguments)[0], LEAST_LIKENESS - 0.1)
     )
     assert Upscaler(tiny_weights, "cpu", precision=wanted).precision == precision
 
 
 def test_int8_measures_both_ends_of_detail(tiny_weights, monkeypatch):
-    monkeypatch.setattr(module, "available", lambda: True)
+    monkeypatch.setattr(int8, "available", lambda: True)
     upscaler = Upscaler(tiny_weights, "cpu", precision="int8")
     ends = [fold(upscaler.weights.srresnet), fold(upscaler.weights.srgan)]
     ranges = upscaler._ranges["clean"]
@@ -358,7 +358,7 @@ def test_int8_measures_both_ends_of_detail(tiny_weights, monkeypatch):
 
 
 def test_int8_measures_photo_at_its_first_image(tiny_photo_weights, monkeypatch):
-    monkeypatch.setattr(module, "available", lambda: True)
+    monkeypatch.setattr(int8, "available", lambda: True)
     upscaler = Upscaler(tiny_photo_weights, "cpu", precision="int8")
     assert list(upscaler._ranges) == ["clean"]
     result = upscaler.upscale(photo(), model="photo")
@@ -367,7 +367,7 @@ def test_int8_measures_photo_at_its_first_image(tiny_photo_weights, monkeypatch)
     torch.testing.assert_close(photo_ranges, ranges)
     assert (photo_ranges["head"][1] != clean_ranges["head"][1]).any()
     upscaler._networks.clear()  # as many details would
-    monkeypatch.setattr(module, "calibrate", None)
+    monkeypatch.setattr(int8, "calibrate", None)
     assert same(upscaler.upscale(photo(), model="photo"), result)
 
 
@@ -375,10 +375,10 @@ def test_int8_measures_photo_at_its_first_image(tiny_photo_weights, monkeypatch)
 def test_what_int8_loses_of_photo_is_no_matter_to_clean(
     tiny_photo_weights, photo_upscaler, monkeypatch, wanted, lost
 ):
-    monkeypatch.setattr(module, "available", lambda: True)
+    monkeypatch.setattr(int8, "available", lambda: True)
     likenesses = [LEAST_LIKENESS, LEAST_LIKENESS - 0.1]
     monkeypatch.setattr(
-        module, "calibrate", lambda *given: (calibrate(*given)[0], likenesses.pop(0))
+        int8, "calibrate", lambda *given: (calibrate(*given)[0], likenesses.pop(0))
     )
     upscaler = Upscaler(tiny_photo_weights, "cpu", precision=wanted)
     in_float32 = photo_upscaler.upscale(photo(), model="photo")
@@ -388,7 +388,7 @@ def test_what_int8_loses_of_photo_is_no_matter_to_clean(
 
 
 def test_int8_needs_its_photographs(tiny_weights, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "available", lambda: True)
+    monkeypatch.setattr(int8, "available", lambda: True)
     monkeypatch.setattr(module, "CALIBRATION_FOLDER", tmp_path)
     assert Upscaler(tiny_weights, "cpu", precision="auto").precision == "float32"
     with pytest.raises(ValueError, match="precision int8 needs the photographs of"):
@@ -404,7 +404,7 @@ def test_int8_needs_its_photographs(tiny_weights, monkeypatch, tmp_path):
     ],
 )
 def test_precisions_that_can_not_be_are_refused(tiny_weights, monkeypatch, precision, reason):
-    monkeypatch.setattr(module, "available", lambda: False)
+    monkeypatch.setattr(int8, "available", lambda: False)
     with pytest.raises(ValueError, match=reason):
         Upscaler(tiny_weights, "cpu", precision=precision)
 
