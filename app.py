@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -42,7 +43,10 @@ try:
 except ImportError:
     spaces = None
 
-from srgan import SCALE, Cancelled, ImageError, SRGANError, Upscaler, open_image, save_image
+from srgan import SCALE, Cancelled, ImageError, SRGANError, Upscaler, open_image
+
+#: Whether this Space is lent a GPU for each image, which another process then enlarges.
+ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serve the SRGAN page and API.")
@@ -56,10 +60,12 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     # Until the server stands; as the first process of a container Python would ignore it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    # The Hub may keep the weights waiting, and Gradio takes seconds to import: both at once.
-    import huggingface_hub.file_download  # noqa: F401  (not in two threads at a time)
+    load = partial(Upscaler, arguments.weights, fallback=True)
+    if not ZERO_GPU:  # where torch is patched for this thread only
+        # The Hub may keep the weights waiting, and Gradio takes seconds to import: both at once.
+        import huggingface_hub.file_download  # noqa: F401  (not in two threads at a time)
 
-    loading = ThreadPoolExecutor(1).submit(Upscaler, arguments.weights, fallback=True)
+        load = ThreadPoolExecutor(1).submit(load).result
 
 import gradio as gr
 from fastapi.responses import PlainTextResponse
@@ -125,8 +131,6 @@ SESSIONS = 300
 GRACE = 60
 #: Seconds at least between two moves of a progress bar, each of which costs the network time.
 BAR_STEP = 0.2
-#: Whether this Space is lent a GPU for each image, which another process then enlarges.
-ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 _DELETED = f"has been deleted: after {KEEP_FILES // 3600} h, or earlier when room is short"
 _RESULT_DELETED = f"This result {_DELETED}. Please drop the photo again."
@@ -235,7 +239,7 @@ class Handlers:
             photo = open_image(_given(image), max_pixels=self.upscaler.max_pixels)
             sr = self._run_network(photo, detail, report, model)[0]
             name = f"{_stem(image)}-{RESULTS[model]}{OUTPUT_FORMATS[output_format]}"
-            return _save(sr, self.files.new_folder() / name)
+            return self.files.save(sr, self.files.new_folder() / name)
 
         return await _in_background(work, progress)
 
@@ -266,8 +270,8 @@ class Handlers:
             plain = enlarge_bicubic(photo) if left == BICUBIC else enlarge_nearest(photo)
             folder, name = self.files.new_folder(), _stem(image)
             return (
-                _save(plain, folder / f"{name}-{left}-x{SCALE}.png"),
-                _save(sr, folder / f"{name}-{RESULTS[model]}.png"),
+                self.files.save(plain, folder / f"{name}-{left}-x{SCALE}.png"),
+                self.files.save(sr, folder / f"{name}-{RESULTS[model]}.png"),
             )
 
         return await _in_background(work, progress)
@@ -311,7 +315,7 @@ class Handlers:
                 lr_size=lr.size,
                 alpha="A" in lr.getbands() or "transparency" in lr.info,
                 notices=tuple(notices(source)),
-                bicubic=_save(enlarge_bicubic(lr), bicubic),
+                bicubic=self.files.save(enlarge_bicubic(lr), bicubic),
                 model=model,
                 detail=detail,
                 asked=asked,
@@ -369,9 +373,10 @@ class Handlers:
             lr, original = self._read(run.photo, run.mode)
             sr, seconds, remembered = self._enlarge_once(run, lr, report)
             scores = None if original is None else self._score(lr, sr, original)
+            path = self.files.new_folder() / f"{run.name}-{RESULTS[run.model]}.png"
             return replace(
                 run,
-                srgan=_save(sr, self.files.new_folder() / f"{run.name}-{RESULTS[run.model]}.png"),
+                srgan=self.files.save(sr, path),
                 seconds=seconds,
                 remembered=remembered,
                 scores=scores,
@@ -421,7 +426,7 @@ class Handlers:
         path = Path(run.srgan).with_suffix(OUTPUT_FORMATS[output_format])
         with _errors_as_gradio():
             if not path.exists():
-                _save(_reopen(run.srgan), path)
+                self.files.save(_reopen(run.srgan), path)
         return gr.DownloadButton(label, value=str(path), interactive=True)
 
     # ---- from the server
@@ -533,7 +538,8 @@ class Handlers:
         path = Path(run.bicubic).with_name(f"{run.name}-{left}-x{SCALE}.png")
         if not path.exists():
             lr, original = self._read(run.photo, run.mode)
-            _save(enlarge_nearest(lr) if left == PIXELS else crop_to_scale(original), path)
+            plain = enlarge_nearest(lr) if left == PIXELS else crop_to_scale(original)
+            self.files.save(plain, path)
         return str(path)
 
     def _take_over(self, request: gr.Request | None) -> threading.Event:
@@ -660,11 +666,6 @@ def _given(path: str | None) -> str:
 def _stem(path: str) -> str:
     """The name of an uploaded file without suffix, fit for file names, URLs and HTML."""
     return re.sub(r"[^\w.-]+", "_", Path(path).stem).strip("._")[:80] or "image"
-
-
-def _save(image: Image.Image, path: Path) -> str:
-    save_image(image, path)
-    return str(path)
 
 
 def _reopen(path: str) -> Image.Image:
@@ -796,12 +797,14 @@ class Page:
         handlers = self.handlers
         hidden = {"api_visibility": "private", "show_progress": "hidden", "queue": True}
         at_once = {**hidden, "concurrency_id": "at once", "concurrency_limit": 3}
+        # A photograph that is read may take 0.4 GB.
+        reading = {**hidden, "concurrency_id": "reading", "concurrency_limit": 1}
         shown = [self.slider, self.photo_line, self.status, self.again]
         wanted = [self.mode, self.left, self.detail, self.model]
         begun = {
             "outputs": [self.run, *shown, self.photo, self.left, self.download],
             "trigger_mode": "multiple",
-            **at_once,
+            **reading,
         }
         starts = [
             self.photo.upload(handlers.begin, [self.photo, *wanted], **begun),
@@ -852,7 +855,7 @@ class Page:
             [self.run, self.left],
             self.slider,
             trigger_mode="always_last",
-            **at_once,
+            **reading,
         )
         self.file_format.input(
             handlers.download, [self.run, self.file_format], self.download, **at_once
@@ -1014,7 +1017,7 @@ def _describe(run: Run, info: dict) -> str:
 
 
 def _device(info: dict) -> str:
-    return "CPU" if info["device"] == "cpu" else f"GPU ({html.escape(info['device'])})"
+    return "CPU" if info["device"] == "cpu" else f"GPU ({info['device']})"
 
 
 def _source(info: dict) -> str:
@@ -1045,8 +1048,9 @@ between two networks of the same shape: at 0 the one that was trained to be righ
 from photographs.</p>
 <p>The network: a 9×9 convolution with 64 channels, 16 residual blocks of two 3×3 convolutions
 each, two sub-pixel convolutions that double the size, a 9×9 convolution to RGB;
-{info["parameters"]:,} parameters. It runs here on {_device(info)} in {info["precision"]}, with
-{html.escape(_source(info))}. Large photos are worked on in tiles; the result is the same.</p>
+{info["parameters"]:,} parameters. It runs here on {html.escape(_device(info))} in
+{info["precision"]}, with {html.escape(_source(info))}. Large photos are worked on in tiles; the
+result is the same.</p>
 <h2>Measured</h2>
 {_evaluation_table(upscaler.weights.evaluation)}
 <h2>What it cannot do</h2>
@@ -1159,10 +1163,10 @@ def keep_clean(files: Files, stopping: threading.Event) -> None:
                 return
 
 
-def main(loading: Future[Upscaler], share: bool) -> None:
+def main(load: Callable[[], Upscaler], share: bool) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        upscaler = loading.result()
+        upscaler = load()
     except SRGANError as error:
         sys.exit(f"app.py: {error}")
     try:
@@ -1172,4 +1176,4 @@ def main(loading: Future[Upscaler], share: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(loading, arguments.share)
+    main(load, arguments.share)

@@ -28,11 +28,12 @@ from gradio.data_classes import PredictBodyInternal
 from gradio.queueing import Event, Queue
 from gradio.route_utils import FnIndexInferError, get_fn
 from gradio.utils import get_upload_folder
+from PIL import Image
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from srgan.errors import SRGANError
-from srgan.image import default_max_bytes
+from srgan.image import default_max_bytes, save_image
 from srgan.settings import whole_number
 
 #: Seconds that uploads and results are kept.
@@ -48,13 +49,15 @@ TEMP_BYTES = 2_000_000_000
 KEEP_LEAST = 600
 #: Bytes of a request that is not an upload, an image as data URL say.
 MAX_BODY = 10_000_000
-#: Bytes of an upload beside the file, and of it between two looks at the room.
+#: Bytes of an upload beside the file, and of what comes between two looks at the room.
 FORM_BYTES, ROOM_STEP = 100_000, 4_000_000
+#: Bytes that a file counts at least: there must not be too many of them either.
+LEAST_SIZE = 2**16
 #: What Gradio offers below /gradio_api/ and this page doesn't need: it fetches other servers'
 #: files, writes to the disk without bound, or starts programs.
 NOT_SERVED = (
     "proxy=", "file=http:", "file=https:", "file/http:", "file/https:", "deep_link",
-    "component_server", "process_recording", "vibe-",
+    "component_server", "process_recording", "vibe-", "undo-vibe",
 )  # fmt: skip
 #: The page may be embedded elsewhere, as in a Space: so nothing about frames.
 HEADERS = {
@@ -158,7 +161,7 @@ def _public_network(address: str) -> str | None:
 
 
 class File(NamedTuple):
-    """A file of a visitor: when it was written, in seconds, and its size in bytes."""
+    """A file of a visitor: when it was written, in seconds, and for how many bytes it counts."""
 
     written: float
     size: int
@@ -199,10 +202,24 @@ class Files:
         Raises:
             SRGANError: there is no room.
         """
-        self.make_room(ROOM_STEP)
+        self.make_room(0)
         folder = self._results / secrets.token_urlsafe(24)
         folder.mkdir(parents=True)
         return folder
+
+    def save(self, image: Image.Image, path: Path) -> str:
+        """Writes a result into its folder, and returns where.
+
+        Raises:
+            SRGANError: it can't be written, or there is no room.
+        """
+        save_image(image, path)
+        try:
+            self.make_room(0)
+        except SRGANError:
+            self._delete(str(path))
+            raise
+        return str(path)
 
     def make_room(self, needed: int) -> None:
         """Deletes the oldest files until there is room for so many bytes.
@@ -216,8 +233,8 @@ class Files:
             for file in files:
                 if excess <= 0 or file.written > time.time() - KEEP_LEAST:
                     break
-                self._delete(file.path)
-                excess -= file.size
+                if self._delete(file.path):
+                    excess -= file.size
         if excess > 0:
             raise SRGANError("The server has no room for files now. Please try again in a while.")
 
@@ -254,15 +271,20 @@ class Files:
                 with suppress(OSError):  # deleted meanwhile
                     status = os.stat(path)
                     if S_ISREG(status.st_mode) and path not in self._kept:
-                        yield File(status.st_mtime, status.st_size, path)
+                        yield File(status.st_mtime, max(status.st_size, LEAST_SIZE), path)
 
-    def _delete(self, path: str) -> None:
-        with suppress(OSError):
-            os.unlink(path)
-            if os.path.dirname(path) != str(self.folder):
-                os.rmdir(os.path.dirname(path))
+    def _delete(self, path: str) -> bool:
+        """Whether it is gone."""
         for some in self._uploads:
             some.discard(path)
+        try:
+            os.unlink(path)
+        except OSError:
+            return not os.path.lexists(path)
+        if os.path.dirname(path) != str(self.folder):
+            with suppress(OSError):  # there is something else in it
+                os.rmdir(os.path.dirname(path))
+        return True
 
 
 class Guard:
@@ -317,7 +339,7 @@ class Guard:
     def _bounded(self, receive: Receive, uploading: bool) -> Receive:
         """What receives a request's body, and ends a request that grows too large."""
         limit = default_max_bytes() + FORM_BYTES if uploading else MAX_BODY
-        received = room = 0
+        received, room = 0, 0 if uploading else FORM_BYTES  # an image as data URL is kept too
 
         async def bounded() -> Message:
             nonlocal received, room
@@ -325,7 +347,7 @@ class Guard:
             received += len(message.get("body", b""))
             if received > limit:
                 raise HTTPException(413, f"The limit is {limit:,} bytes.")
-            if uploading and received > room:
+            if received > room:
                 room += ROOM_STEP
                 try:
                     await asyncio.to_thread(self.files.make_room, ROOM_STEP)

@@ -116,7 +116,10 @@ def load_weights(spec: str | os.PathLike | None = None, *, fallback: bool = Fals
             logger.info("%s Using the bundled weights.", exc)
             return bundled
         logger.warning("%s Using the bundled weights.", exc)
-        notice = f"The bundled weights are in use: {exc}"
+        reason, path = str(exc), Path(spec).expanduser()
+        if path.is_absolute():  # notices are public
+            reason = reason.replace(str(path), path.name)
+        notice = f"The bundled weights are in use: {reason}"
         return replace(bundled, notices=(notice, *bundled.notices))
 
 
@@ -154,10 +157,11 @@ def _load_folder(folder: Path) -> Weights:
         detail = float(config["detail"])
         if not 0 <= detail <= 1:
             raise ValueError(f"detail must be in [0, 1], got {detail}")
-        evaluation = dict(config.get("evaluation", {}))
+        evaluation = config.get("evaluation", {})
+        _check_evaluation(evaluation)
     except KeyError as exc:
         raise WeightsError(f"{path} is not a weights config: {exc} is missing.") from exc
-    except (TypeError, ValueError) as exc:
+    except (AttributeError, TypeError, ValueError) as exc:
         raise WeightsError(f"{path} is not a weights config: {exc}.") from exc
     generators = {
         name: load_generator(folder / name, config=size, sha256=checksum)
@@ -186,6 +190,18 @@ def _read_config(path: Path) -> dict:
     if not isinstance(config, dict):
         raise WeightsError(f"{path} is not a weights config: expected a JSON object.")
     return config
+
+
+def _check_evaluation(evaluation: dict) -> None:
+    """Raises KeyError, AttributeError, TypeError or ValueError."""
+    for dataset, networks in evaluation.items():
+        for network, metrics in networks.items():
+            for metric in {"psnr_y", "ssim_y", *metrics}:
+                if type(metrics[metric]) not in (int, float):
+                    raise ValueError(
+                        f"{metric} of {network} on {dataset} must be a number, "
+                        f"got {metrics[metric]!r}"
+                    )
 
 
 def _listed_files(config: dict) -> tuple[str, ...]:

@@ -7,9 +7,11 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +30,15 @@ from starlette.middleware import Middleware
 
 import app
 import server
-from srgan import ImageError, SRGANError, Upscaler, WeightsError, open_image, save_weights
+from srgan import (
+    ImageError,
+    SettingError,
+    SRGANError,
+    Upscaler,
+    WeightsError,
+    open_image,
+    save_weights,
+)
 from srgan.image import (
     default_max_bytes,
     enlarge_bicubic,
@@ -557,6 +567,25 @@ def test_a_folder_that_was_cleaned_away_is_made_again(handlers, tmp_path):
     assert handlers.files.folder.is_dir()
 
 
+def test_results_count_for_the_room(tmp_path, monkeypatch):
+    """However small each is; the oldest make way if they are old enough."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setenv("SRGAN_TEMP_BYTES", str(3 * server.LEAST_SIZE))
+    files = server.Files()
+    tiny = Image.new("RGB", (1, 1))
+    paths = [files.new_folder() / "tiny.png" for _ in range(4)]
+    for path in paths[:3]:
+        assert files.save(tiny, path) == str(path) and path.exists()
+    with pytest.raises(SRGANError, match="no room"):
+        files.save(tiny, paths[3])
+    assert [path.exists() for path in paths] == [True, True, True, False]
+    a_while_ago = time.time() - server.KEEP_LEAST - 1
+    os.utime(paths[1], (a_while_ago, a_while_ago))
+    path = files.new_folder() / "tiny.png"
+    files.save(tiny, path)
+    assert path.exists() and not paths[1].exists()
+
+
 def test_a_look_for_old_files_that_fails_does_not_end_the_server(monkeypatch, caplog):
     monkeypatch.setattr(app, "CLEAN_EVERY", 1)
     stopping, looks = threading.Event(), []
@@ -750,14 +779,38 @@ def test_warm_up_runs_every_model(photo_handlers):
 
 
 @pytest.mark.parametrize(
-    "error", [WeightsError("weights/srgan-x4.safetensors is damaged."), ValueError("no int8")]
+    "error", [WeightsError("weights/srgan-x4.safetensors is damaged."), SettingError("no int8")]
 )
 def test_an_upscaler_that_can_not_be_is_one_line(error):
-    loading = Future()
-    loading.set_exception(error)
+    def load():
+        raise error
+
     with pytest.raises(SystemExit) as caught:
-        app.main(loading, share=False)
+        app.main(load, share=False)
     assert caught.value.code == f"app.py: {error}"
+
+
+@pytest.mark.parametrize("lent, thread", [("true", "MainThread"), ("", "ThreadPoolExecutor")])
+def test_zero_gpu_has_the_upscaler_made_where_torch_was_patched(tmp_path, lent, thread):
+    (tmp_path / "spaces.py").touch()
+    script = """
+import runpy, threading, srgan
+
+def Upscaler(*arguments, **options):
+    raise srgan.WeightsError(threading.current_thread().name)
+
+srgan.Upscaler = Upscaler
+runpy.run_path("app.py", run_name="__main__")
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(app.__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "SPACES_ZERO_GPU": lent},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith(f"app.py: {thread}")
 
 
 # ---- a running app that is slow on purpose

@@ -313,6 +313,8 @@ def test_room_for_files_is_bounded(served, api):
     assert sent[0] == 200 and sent[-1] == 507
     assert "no room" in api.post("upload", files={"files": ("noise", b"1")}).text
     image = {"url": "data:image/png;base64," + base64.b64encode(bytes(10)).decode(), **FILE}
+    large = {"url": "data:image/png;base64," + base64.b64encode(bytes(200_000)).decode(), **FILE}
+    assert api.post("call/upscale", json={"data": [large]}).status_code == 507
     assert used() <= TEMP_BYTES + MAX_BYTES
     assert "event: error" in call(api, "upscale", [image])
     a_while_ago = time.time() - KEEP_LEAST - 100

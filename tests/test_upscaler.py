@@ -377,9 +377,7 @@ def test_what_int8_loses_of_photo_is_no_matter_to_clean(
 ):
     monkeypatch.setattr(int8, "available", lambda: True)
     likenesses = [LEAST_LIKENESS, LEAST_LIKENESS - 0.1]
-    monkeypatch.setattr(
-        int8, "calibrate", lambda *given: (calibrate(*given)[0], likenesses.pop(0))
-    )
+    monkeypatch.setattr(int8, "calibrate", lambda *given: (calibrate(*given)[0], likenesses.pop(0)))
     upscaler = Upscaler(tiny_photo_weights, "cpu", precision=wanted)
     in_float32 = photo_upscaler.upscale(photo(), model="photo")
     assert same(upscaler.upscale(photo(), model="photo"), in_float32) == lost

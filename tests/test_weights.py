@@ -289,6 +289,13 @@ def test_one_changed_bit_is_noticed(folder):
         (lambda c: c["architecture"].update(blocks=True), "blocks must be a whole number"),
         (lambda c: c["architecture"].update(blocks=-1), "blocks must be at least 1"),
         (lambda c: c.update(architecture=[1, 2]), "is not a weights config"),
+        (lambda c: c.update(evaluation=[1]), "is not a weights config"),
+        (lambda c: c.update(evaluation={"Set5": 30.1}), "is not a weights config"),
+        (lambda c: c.update(evaluation={"Set5": {"srgan": {"psnr_y": 30.1}}}), "'ssim_y' is miss"),
+        (
+            lambda c: c.update(evaluation={"Set5": {"srgan": {"psnr_y": 30.1, "ssim_y": "?"}}}),
+            "ssim_y of srgan on Set5 must be a number, got '[?]'",
+        ),
         (lambda c: c["files"].pop(SRGAN_FILE), f"'{SRGAN_FILE}' is missing"),
         (lambda c: c["files"][SRGAN_FILE].update(sha256=None), f"sha256 of {SRGAN_FILE} must"),
         (lambda c: c["files"].update({PHOTO_FILE: {}}), "'sha256' is missing"),
@@ -427,8 +434,8 @@ def test_fallback_is_the_bundled_weights_and_a_notice(bundled, folder):
     weights = load_weights(folder, fallback=True)
     assert weights.source == BUNDLED
     (notice,) = weights.notices
-    assert notice.startswith("The bundled weights are in use: ")
-    assert f"{SRGAN_FILE} is missing" in notice
+    assert notice.startswith(f"The bundled weights are in use: {folder.name}/{SRGAN_FILE} is miss")
+    assert str(folder.parent) not in notice
 
 
 def test_fallback_is_not_used_without_need(bundled, folder):
