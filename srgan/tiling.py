@@ -5,9 +5,9 @@ can arise. The body sees 37 pixels far and takes little memory a pixel; the tail
 much. So the body has large tiles, the tail small ones within them, and little is computed twice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 from torch import Tensor
 
@@ -47,14 +47,10 @@ def enlarge_tiled(
     height, width = lr.shape[2:]
     halo = network.tail_halo
     seen = halo + network.body_halo
-    counts = (_cuts(length, body_tile, seen) for length in (height, width))
-    # (tile, the features its tail needs, the pixels its body needs)
-    body_tiles = [
-        (tile, _grow(tile, halo, height, width), _grow(tile, seen, height, width))
-        for tile in _grid(slice(0, height), slice(0, width), *counts)
-    ]
+    down, across = (_cover(slice(0, side), body_tile, seen) for side in (height, width))
     block_work = network.body_work // network.depth
-    total = sum(_area(context) for _, _, context in body_tiles) * block_work * network.depth
+    total = sum(_area((row, column)) for _, row in down for _, column in across)
+    total *= block_work * network.depth
     total += height * width * network.tail_work
     done = 0
 
@@ -65,31 +61,45 @@ def enlarge_tiled(
             progress(done / total)
 
     sr = lr.new_empty(1, 3, SCALE * height, SCALE * width)
-    for tile, inner, context in body_tiles:
-        features = network.body(
-            _cut(lr, context), tick=partial(advance, _area(context) * block_work)
+    for (rows, row_window), (columns, column_window) in product(down, across):
+        window = row_window, column_window
+        features = network.body(_cut(lr, window), tick=partial(advance, _area(window) * block_work))
+        right = (
+            _without_halo(row_window, network.body_halo, height),
+            _without_halo(column_window, network.body_halo, width),
         )
-        features = _cut(features, _relative(inner, context))
-        counts = (_cuts(span.stop - span.start, tail_tile, halo) for span in tile)
-        for part in _grid(*tile, *counts):
-            around = _grow(part, halo, height, width)
-            enlarged = network.tail(_cut(features, _relative(around, inner)))
+        for parts in product(*(_cover(span, tail_tile, halo) for span in right)):
+            part, around = zip(*parts, strict=True)
+            part = _intersect(part, (rows, columns))
+            enlarged = network.tail(_cut(features, _relative(around, window)))
             _cut(sr, _scaled(part))[:] = _cut(enlarged, _scaled(_relative(part, around)))
             advance(_area(part) * network.tail_work)
         del features  # or there would be those of two tiles at a time
     return sr
 
 
-def _cuts(length: int, side: int, halo: int) -> int:
-    """Into how many tiles a length is cut."""
-    return 1 if length <= side + 2 * halo else -(-length // side)
+def _cover(span: slice, side: int, halo: int) -> list[tuple[slice, slice]]:
+    """Cuts a span into parts, and tells of each the window that it is computed from.
+
+    The windows are equally long, at most `side` with a halo at both ends: oneDNN compiles code for
+    each length. They overlap so far that, but for the ends of the span, none needs its own halo.
+
+    Returns:
+        (part, window) from the span's start to its end.
+    """
+    length = span.stop - span.start
+    count = max(1, -(-(length - 2 * halo) // side))
+    window = -(-(length + 2 * halo * (count - 1)) // count)
+    starts = [span.start + (length - window) * i // max(1, count - 1) for i in range(count)]
+    edges = [span.start, *(start + halo for start in starts[1:]), span.stop]
+    parts = [slice(a, b) for a, b in pairwise(edges)]
+    return list(zip(parts, [slice(a, a + window) for a in starts], strict=True))
 
 
-def _grid(rows: slice, columns: slice, down: int, across: int) -> Iterator[Rectangle]:
-    """Cuts a rectangle into so many tiles, as equal in size as can be."""
-    for row in split(rows, down):
-        for column in split(columns, across):
-            yield row, column
+def _without_halo(window: slice, halo: int, length: int) -> slice:
+    """What is right of what was computed in a window, which at the image's ends needs no halo."""
+    start = window.start + halo if window.start > 0 else 0
+    return slice(start, window.stop - halo if window.stop < length else length)
 
 
 def split(span: slice, count: int) -> list[slice]:
@@ -106,12 +116,9 @@ def bands(features: Tensor) -> list[slice]:
     return split(slice(0, height), max(1, min(height // 2, -(-height * width // BAND))))
 
 
-def _grow(tile: Rectangle, halo: int, height: int, width: int) -> Rectangle:
-    """The tile with its halo, as far as the image goes: at its edges the network pads itself."""
-    rows, columns = tile
-    return (
-        slice(max(0, rows.start - halo), min(height, rows.stop + halo)),
-        slice(max(0, columns.start - halo), min(width, columns.stop + halo)),
+def _intersect(a: Rectangle, b: Rectangle) -> Rectangle:
+    return tuple(
+        slice(max(i.start, j.start), min(i.stop, j.stop)) for i, j in zip(a, b, strict=True)
     )
 
 

@@ -3,7 +3,7 @@ import torch
 
 from srgan import Cancelled
 from srgan.generator import GeneratorConfig, InferenceGenerator, fold
-from srgan.tiling import _cuts, enlarge_tiled
+from srgan.tiling import _cover, enlarge_tiled
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,12 @@ def test_too_narrow_a_halo_shows_at_the_seams(network, monkeypatch, part, halo):
     """That the tests above could fail, and where the seams are."""
     lr = torch.rand(1, 3, 60, 20)
     monkeypatch.setattr(network, part, halo, raising=False)
-    rows, columns = (_cuts(side, 14, network.body_halo + network.tail_halo) for side in (60, 20))
-    assert rows > 1 and columns == 1
+    seen = network.body_halo + network.tail_halo
+    rows, columns = (_cover(slice(0, side), 14, seen) for side in (60, 20))
+    assert len(rows) > 1 and len(columns) == 1
     sr = enlarge_tiled(network, lr, body_tile=14, tail_tile=14)
     wrong = (sr - network(lr)).abs().amax((0, 1)) > 1e-5  # (240, 80)
-    seam = 240 // rows
+    seam = 4 * rows[0][0].stop
     assert wrong[seam - 2 : seam + 2].all()
     if part == "body_halo":  # the tail has more seams
         assert not wrong[: seam - 30].any()
@@ -81,11 +82,30 @@ def test_no_tile_is_larger_than_asked_for(network, monkeypatch, size):
     assert max(side for shape in shapes["tail"] for side in shape) <= 8 + 2 * network.tail_halo
 
 
-@pytest.mark.parametrize(
-    "length, expected", [(1, 1), (944, 1), (1024, 1), (1025, 2), (1888, 2), (1889, 3)]
-)
-def test_what_is_no_longer_than_a_tile_with_its_halo_is_not_cut(length, expected):
-    assert _cuts(length, 944, halo=40) == expected
+@pytest.mark.parametrize("start, side, halo", [(0, 1, 1), (0, 8, 3), (5, 13, 6), (7, 64, 3)])
+def test_equally_long_windows_cover_a_span(start, side, halo):
+    for length in range(1, 5 * side + 2 * halo):
+        span = slice(start, start + length)
+        cover = _cover(span, side, halo)
+        parts, windows = zip(*cover, strict=True)
+        assert [part.start for part in parts] == [start, *(part.stop for part in parts[:-1])]
+        assert parts[-1].stop == span.stop and all(part.start < part.stop for part in parts)
+        (window,) = {window.stop - window.start for window in windows}
+        assert window <= side + 2 * halo
+        assert (len(cover) == 1) == (length <= side + 2 * halo)
+        for part, window in cover:
+            assert span.start <= window.start and window.stop <= span.stop
+            assert part.start - window.start >= halo or part.start == window.start == span.start
+            assert window.stop - part.stop >= halo or part.stop == window.stop == span.stop
+
+
+def test_there_are_few_shapes(network, monkeypatch):
+    """For each of them oneDNN compiles code."""
+    shapes = []
+    tail = network.tail
+    monkeypatch.setattr(network, "tail", lambda x: shapes.append(x.shape) or tail(x))
+    enlarge_tiled(network, torch.rand(1, 3, 101, 83), tail_tile=8)
+    assert len(shapes) > 100 and len(set(shapes)) == 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 3), (45, 70)])
