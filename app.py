@@ -74,6 +74,7 @@ from gradio.components import Component
 from gradio.context import LocalContext
 from gradio.data_classes import ImageData
 from gradio.processing_utils import save_base64_to_cache
+from gradio.queueing import Event
 from gradio.utils import is_in_or_equal
 from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 from PIL import Image
@@ -204,6 +205,8 @@ class Handlers:
         self._stops: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
         # Session -> the run that its page has, which nothing but the page's state keeps alive.
         self._newest: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+        # Session -> when its visitor last pressed Stop, of the last `SESSIONS` who did.
+        self._stopped: dict[str | None, float] = {}
 
     # ---- API and MCP: the names, parameters and docstrings below are what clients see
 
@@ -299,7 +302,7 @@ class Handlers:
         request: gr.Request | None = None,
     ) -> tuple:
         """Takes a photograph in and shows its bicubic enlargement; the network comes after."""
-        asked = time.monotonic()
+        asked = _asked_at()
         if photo is None:
             raise gr.Error("No photo arrived. Please choose it again.", print_exception=False)
         with _errors_as_gradio():
@@ -367,6 +370,8 @@ class Handlers:
         """Runs the network on a begun run, unless an event that waited before this one has."""
         if run is None or run.srgan is not None or self._is_late(run, request):
             return gr.skip()
+        if run.asked < self._stopped.get(_session(request), -math.inf):
+            return gr.skip()
         stop = self._take_over(request)
 
         def work(report: Report) -> Run:
@@ -390,7 +395,12 @@ class Handlers:
         return run
 
     def stop(self, request: gr.Request | None = None) -> None:
-        """Stops what this visitor has running, within a tile."""
+        """Stops what this visitor has running, within a tile, and what is about to."""
+        session = _session(request)
+        self._stopped.pop(session, None)
+        self._stopped[session] = _asked_at()
+        if len(self._stopped) > SESSIONS:
+            del self._stopped[next(iter(self._stopped))]
         self._take_over(request)
 
     def present(self, run: Run | None, left: str) -> tuple:
@@ -607,15 +617,26 @@ def _session(request: gr.Request | None) -> str | None:
     return request.session_hash if request else None
 
 
+def _event() -> Event | None:
+    """The present event in Gradio's queue, which no public way leads to; None outside of one."""
+    blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    if blocks is None or event_id is None:
+        return None
+    return blocks._queue.event_ids_to_events.get(event_id)
+
+
+def _asked_at() -> float:
+    """When the present event came, in seconds of the monotonic clock; it may have waited since."""
+    event = _event()
+    return time.monotonic() if event is None else event.enqueue_time
+
+
 def _asker_has_left() -> bool:
     """Whether the page or program that asked for the present event is gone.
 
-    Gradio notices and marks the event, but tells a running function in no public way.
+    Gradio notices and marks the event, but doesn't tell a running function.
     """
-    blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
-    if blocks is None or event_id is None:
-        return False
-    event = blocks._queue.event_ids_to_events.get(event_id)
+    event = _event()
     return event is not None and not event.alive
 
 

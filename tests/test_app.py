@@ -387,7 +387,20 @@ def test_stop_ends_the_run_within_a_tile(tiny_weights, tmp_path):
     assert handlers.upscaler.broken_off.wait(2)
     thread.join(10)
     assert results == [gr.skip()]
+    run = begin(handlers, run.photo)
     assert enlarge(handlers, run).srgan is not None  # the worker is free again
+
+
+def test_stop_also_stops_what_is_about_to_begin(handlers, tmp_path):
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    handlers.stop(visitor("another"))
+    handlers.stop(visitor())
+    assert enlarge(handlers, run) == gr.skip()
+    again = handlers.begin_again(run, app.ENLARGE, app.BICUBIC, 0.75, app.CLEAN, visitor())[0]
+    assert enlarge(handlers, again).srgan is not None
+    for number in range(2 * app.SESSIONS):
+        handlers.stop(visitor(f"{number}"))
+    assert len(handlers._stopped) == app.SESSIONS
 
 
 def test_the_network_always_runs_on_the_same_threads(tiny_weights, tmp_path, monkeypatch):
@@ -456,14 +469,14 @@ def test_another_photo_takes_over_from_a_run_that_is_past_its_last_tile(
     handlers, tmp_path, monkeypatch
 ):
     run = begin(handlers, photo(tmp_path / "cat.png"))
-    save, newer = app._save, []
+    save, newer = handlers.files.save, []
 
     def save_and_drop_another(image, path):
         if not newer and "srgan" in path.name:
             newer.append(begin(handlers, photo(tmp_path / "dog.png")))
         return save(image, path)
 
-    monkeypatch.setattr(app, "_save", save_and_drop_another)
+    monkeypatch.setattr(handlers.files, "save", save_and_drop_another)
     assert enlarge(handlers, run) == gr.skip()
     assert enlarge(handlers, newer[0]).name == "dog"
 

@@ -19,20 +19,27 @@ Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's
 #: Milliseconds for anything on the page to happen on a busy machine.
 PATIENCE = 30_000
-#: The app with a network that takes half a minute for images 40 pixels wide and minutes for those
-#: of 41, and with a short queue.
+#: The app with a network that takes half a minute for images 40 or 42 pixels wide and minutes for
+#: those of 41, which takes seconds to read those of 42, and with a short queue.
 SCRIPT = """
 import time, app, server
 from srgan import Upscaler
 
 class SometimesSlow(Upscaler):
     def upscale(self, image, detail=None, progress=None, **options):
-        steps = {40: 300, 41: 3000}.get(image.width, 0)
+        steps = {40: 300, 41: 3000, 42: 300}.get(image.width, 0)
         for i in range(steps):
             progress(i / steps)
             time.sleep(0.1)
         return super().upscale(image, detail, progress, **options)
 
+class SometimesSlowToRead(app.Handlers):
+    def _read(self, photo, mode):
+        lr, original = super()._read(photo, mode)
+        time.sleep(3 * (lr.width == 42))
+        return lr, original
+
+app.Handlers = SometimesSlowToRead
 server.QUEUE_SIZE = 2
 app.launch(app.create_demo(SometimesSlow()))
 """
@@ -250,6 +257,18 @@ def test_stop_leaves_the_bicubic_result(page, tmp_path):
     assert "bicubic on both halves" in page.inner_text("#status")
     page.wait_for_selector("#stop", state="hidden", timeout=5000)  # buttons fade
     page.wait_for_selector("#again", state="visible", timeout=5000)
+
+
+def test_stop_also_stops_what_is_about_to_begin(page, tmp_path):
+    with page.expect_request("**/queue/join*"):
+        choose(page, picture(tmp_path / "slow.png", (42, 30)))
+    page.locator("#stop").dispatch_event("click")
+    page.wait_for_selector('#slider img[src$="/slow-bicubic-x4.png"]')
+    page.wait_for_timeout(2000)
+    assert page.locator("body.running").count() == 0
+    assert "bicubic on both halves" in page.inner_text("#status")
+    page.click("#again")
+    page.wait_for_selector('#status :text("s left")')
 
 
 def test_another_photo_may_come_during_a_run(page, cat, tmp_path):
