@@ -323,17 +323,7 @@ class Handlers:
                 detail=detail,
                 asked=asked,
             )
-        if self._is_late(run, request):
-            return (gr.skip(),) * 8
-        self._newest[_session(request)] = run
-        self._take_over(request)
-        return (
-            run,
-            *self.present(run, left),
-            None,  # the photo has been taken up
-            _left_radio(mode, left),
-            gr.DownloadButton(value=None, interactive=False),
-        )
+        return self._show_begun(run, left, request)
 
     def begin_example(
         self,
@@ -356,10 +346,24 @@ class Handlers:
         model: str = CLEAN,
         request: gr.Request | None = None,
     ) -> tuple:
-        """`begin` with the photograph that is there already."""
+        """`begin` with the photograph that is there already, and with its bicubic enlargement."""
         if run is None:
             return (gr.skip(),) * 8
-        return self.begin(run.photo, mode, left, detail, model, request)
+        if mode != run.mode or not Path(run.bicubic).exists():
+            return self.begin(run.photo, mode, left, detail, model, request)
+        with _errors_as_gradio():
+            _given(run.photo)
+        again = replace(
+            run,
+            model=model,
+            detail=detail,
+            asked=_asked_at(),
+            srgan=None,
+            seconds=0.0,
+            remembered=False,
+            scores=None,
+        )
+        return self._show_begun(again, left, request)
 
     async def enlarge(
         self,
@@ -438,6 +442,20 @@ class Handlers:
             if not path.exists():
                 self.files.save(_reopen(run.srgan), path)
         return gr.DownloadButton(label, value=str(path), interactive=True)
+
+    def _show_begun(self, run: Run, left: str, request: gr.Request | None) -> tuple:
+        """What the page gets of a begun run, which takes over unless it is late."""
+        if self._is_late(run, request):
+            return (gr.skip(),) * 8
+        self._newest[_session(request)] = run
+        self._take_over(request)
+        return (
+            run,
+            *self.present(run, left),
+            None,  # the photo has been taken up
+            _left_radio(run.mode, left),
+            gr.DownloadButton(value=None, interactive=False),
+        )
 
     # ---- from the server
 
@@ -826,6 +844,8 @@ class Page:
             "outputs": [self.run, *shown, self.photo, self.left, self.download],
             "trigger_mode": "multiple",
             **reading,
+            "show_progress": "full",
+            "show_progress_on": self.status,
         }
         starts = [
             self.photo.upload(handlers.begin, [self.photo, *wanted], **begun),

@@ -102,7 +102,7 @@
       event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
   });
 
-  // The network runs while Gradio shows its progress over the status line.
+  // A photo is read or enlarged while Gradio shows its progress over the status line.
   function follow() {
     const tracker = document.querySelector('#status [data-testid="status-tracker"]');
     const running = tracker?.matches(".full:not(.hide)") && !tracker.querySelector(".error");

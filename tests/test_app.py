@@ -519,6 +519,27 @@ def test_of_runs_that_wait_only_the_newest_is_enlarged(handlers, upscaler, tmp_p
     assert upscaler.runs == 1
 
 
+def test_the_same_photo_again_is_not_read_again(handlers, tmp_path, monkeypatch):
+    def again(mode):
+        return handlers.begin_again(run, mode, app.BICUBIC, 0.25, app.CLEAN, visitor())[0]
+
+    run = enlarge(handlers, begin(handlers, photo(tmp_path / "cat.png", (40, 32))))
+    with monkeypatch.context() as patch:
+        patch.setattr(handlers, "_read", None)
+        newer = again(app.ENLARGE)
+        with pytest.raises(TypeError):
+            again(app.RESTORE)
+    assert newer == replace(
+        begin(handlers, run.photo), **{"bicubic": run.bicubic, "detail": 0.25, "asked": newer.asked}
+    )
+    assert newer.asked > run.asked and enlarge(handlers, run) == gr.skip()
+    Path(run.bicubic).unlink()
+    assert Path(again(app.ENLARGE).bicubic).exists()
+    Path(run.photo).unlink()
+    with pytest.raises(gr.Error, match="This photo has been deleted"):
+        again(app.ENLARGE)
+
+
 def test_an_example_is_enlarged_once(handlers, upscaler):
     example = str(app.EXAMPLES["Rocket"])
     first = enlarge(handlers, begin(handlers, example))
