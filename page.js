@@ -96,9 +96,32 @@
     moveHandle(handle, Math.min(100, Math.max(0, next)) / 100);
   });
 
-  // Gradio reports a slider as released for the mouse only.
+  // Gradio takes the detail when the mouse lets go of the slider and when its box is left; here
+  // also when keys let go of it and on Enter, and only where it is another one than before.
+  let taken = null;
+  const detail = (event) => event.target.matches?.("#detail input") && event.target;
+  for (const kind of ["pointerdown", "focusin"])
+    window.addEventListener(kind, (event) => {
+      if (detail(event)) taken ??= event.target.value;
+    }, true);
+  for (const kind of ["pointerup", "blur"])
+    window.addEventListener(kind, (event) => {
+      const input = detail(event);
+      if (!input || (kind === "blur") !== (input.type === "number")) return;
+      const { value, min, max } = input;
+      const possible = value === "" ? taken : String(Math.min(max, Math.max(min, value)));
+      if (possible !== value) {
+        input.value = possible;
+        input.dispatchEvent(new Event("input", { bubbles: true }));
+      }
+      if (possible === taken) event.stopPropagation();
+      taken = possible;
+    }, true);
+  window.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && detail(event)?.type === "number") event.target.blur();
+  });
   window.addEventListener("keyup", (event) => {
-    if (event.target.matches?.('#detail input[type="range"]') && /Arrow|Home|End|Page/.test(event.key))
+    if (detail(event)?.type === "range" && /Arrow|Home|End|Page/.test(event.key))
       event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
   });
 

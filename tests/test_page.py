@@ -381,6 +381,34 @@ def test_the_keyboard_moves_handle_and_detail(page, cat):
     page.wait_for_selector('#status :text("detail 0.70")')
 
 
+def test_the_detail_is_taken_when_it_is_another_one(page, cat):
+    choose(page, cat)
+    wait_for_srgan(page)
+    asked = []
+    page.on("request", lambda sent: "/queue/join" in sent.url and asked.append(sent.url))
+    box = page.locator("#detail input[type=number]")
+    slider = page.locator("#detail input[type=range]")
+    box.focus()
+    for key in ("Tab", "Shift", "Shift+Tab", "Enter"):
+        page.keyboard.press(key)
+    box.fill("")
+    box.press("Enter")
+    slider.press("Shift")
+    slider.click(position={"x": 0.75 * slider.bounding_box()["width"], "y": 5})
+    page.wait_for_timeout(500)
+    assert asked == [] and box.input_value() == "0.75"
+    box.fill("0.3")
+    box.press("Enter")
+    page.wait_for_selector('#status :text("detail 0.30")')
+    box.fill("7")
+    box.press("Tab")
+    page.wait_for_selector('#status :text("detail 1.00")')
+    assert box.input_value() == slider.input_value() == "1"
+    assert page.locator('[data-testid="toast-text"]').count() == 0
+    slider.press("ArrowLeft")
+    page.wait_for_selector('#status :text("detail 0.95")')
+
+
 def test_the_tab_key_reaches_everything(page, cat):
     choose(page, cat)
     wait_for_srgan(page)
