@@ -242,6 +242,26 @@ def test_a_bad_file_is_explained_and_the_last_result_stands(page, cat, tmp_path)
     assert page.title() == "SRGAN ×4"
 
 
+def test_errors_go_when_something_else_is_tried(page, cat, tmp_path):
+    errors = page.locator('[data-testid="toast-text"]')
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty.png").touch()
+    choose(page, picture(tmp_path / "slow.png", (40, 30)))
+    page.wait_for_selector('#status :text("s left")')
+    for name, reason in (("text", "supported format"), ("empty", "empty")):
+        choose(page, tmp_path / f"{name}.png")
+        page.wait_for_selector(f'[data-testid="toast-text"]:has-text("{reason}")')
+        page.wait_for_function(
+            """() => document.querySelectorAll('[data-testid="toast-text"]').length === 1"""
+        )
+    page.click("#stop")
+    page.wait_for_selector("body:not(.running)")
+    assert errors.count() == 1
+    page.click(".example >> nth=0")
+    wait_for_srgan(page)
+    assert errors.count() == 0
+
+
 def test_stop_leaves_the_bicubic_result(page, tmp_path):
     choose(page, picture(tmp_path / "slow.png", (40, 30)))
     page.wait_for_selector('#status :text("s left")')
@@ -379,6 +399,35 @@ def test_the_keyboard_moves_handle_and_detail(page, cat):
     assert handle.get_attribute("aria-valuenow") == "79"
     page.locator("#detail input[type=range]").press("ArrowLeft")
     page.wait_for_selector('#status :text("detail 0.70")')
+
+
+def test_the_focus_stays_on_the_button_that_is_there(page, tmp_path):
+    choose(page, picture(tmp_path / "slow.png", (40, 30)))
+    page.wait_for_selector('#status :text("s left")')
+    for old, new in (("stop", "again"), ("again", "stop")):
+        page.press(f"#{old}", "Enter")
+        page.wait_for_selector(f"#{old}", state="hidden")
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.activeElement.id") == new
+
+
+def test_the_list_of_formats_closes_when_it_is_left(page):
+    page.focus("#format input")
+    page.wait_for_selector("#format [role=option]")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#format [role=option]", state="detached")
+
+
+def test_the_focus_is_seen(page):
+    for place in ("#mode input:checked", "#left input:checked", "#detail input[type=range]"):
+        page.keyboard.press("Shift")  # so that the keyboard counts as used
+        page.focus(place)
+        outline = page.eval_on_selector(
+            place,
+            """(input) => [input, input.closest("label")].map((element) =>
+                 element && getComputedStyle(element).outlineStyle)""",
+        )
+        assert "solid" in outline
 
 
 def test_the_detail_is_taken_when_it_is_another_one(page, cat):
