@@ -495,6 +495,15 @@ def test_everything_to_operate_has_a_name(page):
     assert nameless == []
 
 
+def test_a_panorama_has_room_to_be_zoomed_into(page, tmp_path):
+    choose(page, picture(tmp_path / "pano.png", (800, 2)))
+    page.wait_for_selector('#slider img[src*="/pano-"]')
+    for half in page.locator("#slider img").all():
+        assert half.bounding_box()["height"] >= 160
+        assert half.evaluate("image => getComputedStyle(image).objectFit") == "contain"
+    assert len({half.bounding_box()["height"] for half in page.locator("#slider img").all()}) == 1
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_screen(page, cat, width):
     page.set_viewport_size({"width": width, "height": 844})
@@ -506,6 +515,7 @@ def test_nothing_is_wider_than_the_screen(page, cat, width):
     tops = [page.locator(place).bounding_box()["y"] for place in ("#photo", "#slider", "#mode")]
     if width < 800:
         assert tops == sorted(tops)
+    assert page.is_visible("footer :text('API')")
 
 
 def findings(page) -> list[str]:
