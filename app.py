@@ -222,7 +222,7 @@ class Handlers:
         that adds believable detail. Colour profile, orientation, transparency and EXIF are kept.
 
         Args:
-            image: The photograph: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC.
+            image: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC; file or data URL, not an address.
             detail: From 0, faithful and smooth, to 1, textured; details then may be invented.
             output_format: File format of the result: png (exact), webp, jpeg, avif, tiff or bmp.
             model: clean for sharp originals, photo for JPEGs with blocks, noise or slight blur.
@@ -257,7 +257,7 @@ class Handlers:
         """Enlarge a photograph four times without and with SRGAN, to see what the network adds.
 
         Args:
-            image: The photograph: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC.
+            image: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC; file or data URL, not an address.
             left: The first image: bicubic for plain interpolation, pixels for the bare pixels.
             detail: From 0, faithful and smooth, to 1, textured; details then may be invented.
             model: clean for sharp originals, photo for JPEGs with blocks, noise or slight blur.
@@ -660,17 +660,17 @@ def _asker_has_left() -> bool:
 
 @contextmanager
 def _errors_as_gradio() -> Iterator[None]:
-    """Shows what is wrong with an image; toasts render HTML, and texts may quote file names."""
+    """Shows what is wrong with an image; toasts render HTML, and texts may quote file names.
+
+    The settings that some texts name in brackets are nothing that a visitor can change.
+    """
     try:
         yield
     except _Stopped:
         raise
     except SRGANError as error:
-        raise gr.Error(
-            html.escape(str(error), quote=False),
-            duration=None,
-            print_exception=False,
-        ) from error
+        text = html.escape(re.sub(r" \(SRGAN_\w+\)", "", str(error)), quote=False)
+        raise gr.Error(text, duration=None, print_exception=False) from error
     except OSError as error:
         raise gr.Error(no_files(error), duration=None) from error
 
@@ -994,14 +994,22 @@ class Demo(gr.Blocks):
 
 
 def _argument(component: Component, value: object) -> object:
-    """What an input of the API gets: its default in place of null, and nothing of another type."""
+    """What an input of the API gets: its default in place of null, and nothing that can't be.
+
+    Gradio would write what is out of bounds to the log, with a traceback.
+    """
     if value is None:
         return component.value
-    if isinstance(component, gr.Slider) and type(value) not in (int, float):
-        raise gr.Error(f"{component.label} has to be a number.", print_exception=False)
-    if isinstance(component, gr.Dropdown) and type(value) is not str:
-        choices = ", ".join(choice for _, choice in component.choices)
-        raise gr.Error(f"{component.label} has to be one of {choices}.", print_exception=False)
+    if isinstance(component, gr.Slider):
+        least, most = component.minimum, component.maximum
+        if type(value) not in (int, float) or not least <= value <= most:
+            text = f"{component.label} has to be a number from {least} to {most}."
+            raise gr.Error(text, print_exception=False)
+    if isinstance(component, gr.Dropdown):
+        choices = [choice for _, choice in component.choices]
+        if value not in choices:
+            text = f"{component.label} has to be one of {', '.join(choices)}."
+            raise gr.Error(text, print_exception=False)
     return value
 
 

@@ -338,7 +338,7 @@ def test_too_large_a_photo_is_told_of_the_other_mode(handlers, upscaler, tmp_pat
     with pytest.raises(gr.Error, match=r"64 × 48 .*Shrink and restore"):
         begin(handlers, path)
     assert begin(handlers, path, app.RESTORE).lr_size == (16, 12)
-    with pytest.raises(gr.Error, match="limit is 16,000"):
+    with pytest.raises(gr.Error, match=r"limit is 16,000\. Make"):
         begin(handlers, photo(tmp_path / "large.png", (200, 100)), app.RESTORE)
 
 
@@ -1130,7 +1130,7 @@ def test_client_is_told_what_is_wrong(client, tmp_path):
     (tmp_path / "cat.png").write_text("not an image")
     with pytest.raises(AppError, match="supported format"):
         client.predict(handle_file(tmp_path / "cat.png"), api_name="/upscale")
-    with pytest.raises(AppError, match="greater than maximum"):
+    with pytest.raises(AppError, match="Detail has to be a number from 0 to 1"):
         client.predict(handle_file(photo(tmp_path / "b.png")), detail=1.5, api_name="/upscale")
 
 
@@ -1166,12 +1166,14 @@ def test_null_means_the_default(served, tmp_path):
     [
         ("upscale", ["0.5"], "Detail has to be a number"),
         ("upscale", [True], "Detail has to be a number"),
+        ("upscale", [-0.1], "Detail has to be a number from 0 to 1."),
         ("upscale", [0.5, ["png"]], "Output format has to be one of png"),
         ("upscale", [0.5, 1], "Output format has to be one of png"),
+        ("upscale", [0.5, "xcf"], "Output format has to be one of png"),
         ("compare", [["bicubic"]], "Left half has to be one of bicubic, pixels"),
     ],
 )
-def test_values_of_the_wrong_type_are_named(served, name, data, reason):
+def test_values_that_cannot_be_are_named(served, name, data, reason):
     event, error = rest(served, name, [None, *data])
     assert event == "error" and reason in error["error"]
 
@@ -1188,6 +1190,16 @@ def test_files_of_the_server_cannot_be_read(served, meta):
     example = {"path": str(app.EXAMPLES["Cat"]), **meta}
     event, _ = rest(served, "upscale", [example])
     assert event == "error"
+
+
+@pytest.mark.parametrize(
+    "component, value",
+    [(gr.Slider(0, 1), 7), (gr.Slider(0, 1), float("nan")), (gr.Dropdown(["png"]), "xcf")],
+)
+def test_values_that_cannot_be_are_no_traceback(component, value):
+    with pytest.raises(gr.Error) as caught:
+        app._argument(component, value)
+    assert not caught.value.print_exception
 
 
 def test_missing_image_is_said(served):
