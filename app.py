@@ -74,6 +74,7 @@ from gradio.components import Component
 from gradio.context import LocalContext
 from gradio.data_classes import ImageData
 from gradio.processing_utils import save_base64_to_cache
+from gradio.queueing import Event
 from gradio.utils import is_in_or_equal
 from gradio_client.utils import is_file_obj, is_http_url_like, traverse
 from PIL import Image
@@ -204,6 +205,8 @@ class Handlers:
         self._stops: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
         # Session -> the run that its page has, which nothing but the page's state keeps alive.
         self._newest: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+        # Session -> when its visitor last pressed Stop, of the last `SESSIONS` who did.
+        self._stopped: dict[str | None, float] = {}
 
     # ---- API and MCP: the names, parameters and docstrings below are what clients see
 
@@ -219,7 +222,7 @@ class Handlers:
         that adds believable detail. Colour profile, orientation, transparency and EXIF are kept.
 
         Args:
-            image: The photograph: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC.
+            image: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC; file or data URL, not an address.
             detail: From 0, faithful and smooth, to 1, textured; details then may be invented.
             output_format: File format of the result: png (exact), webp, jpeg, avif, tiff or bmp.
             model: clean for sharp originals, photo for JPEGs with blocks, noise or slight blur.
@@ -254,7 +257,7 @@ class Handlers:
         """Enlarge a photograph four times without and with SRGAN, to see what the network adds.
 
         Args:
-            image: The photograph: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC.
+            image: JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF or HEIC; file or data URL, not an address.
             left: The first image: bicubic for plain interpolation, pixels for the bare pixels.
             detail: From 0, faithful and smooth, to 1, textured; details then may be invented.
             model: clean for sharp originals, photo for JPEGs with blocks, noise or slight blur.
@@ -299,7 +302,7 @@ class Handlers:
         request: gr.Request | None = None,
     ) -> tuple:
         """Takes a photograph in and shows its bicubic enlargement; the network comes after."""
-        asked = time.monotonic()
+        asked = _asked_at()
         if photo is None:
             raise gr.Error("No photo arrived. Please choose it again.", print_exception=False)
         with _errors_as_gradio():
@@ -320,17 +323,7 @@ class Handlers:
                 detail=detail,
                 asked=asked,
             )
-        if self._is_late(run, request):
-            return (gr.skip(),) * 8
-        self._newest[_session(request)] = run
-        self._take_over(request)
-        return (
-            run,
-            *self.present(run, left),
-            None,  # the photo has been taken up
-            _left_radio(mode, left),
-            gr.DownloadButton(value=None, interactive=False),
-        )
+        return self._show_begun(run, left, request)
 
     def begin_example(
         self,
@@ -353,10 +346,24 @@ class Handlers:
         model: str = CLEAN,
         request: gr.Request | None = None,
     ) -> tuple:
-        """`begin` with the photograph that is there already."""
+        """`begin` with the photograph that is there already, and with its bicubic enlargement."""
         if run is None:
             return (gr.skip(),) * 8
-        return self.begin(run.photo, mode, left, detail, model, request)
+        if mode != run.mode or not Path(run.bicubic).exists():
+            return self.begin(run.photo, mode, left, detail, model, request)
+        with _errors_as_gradio():
+            _given(run.photo)
+        again = replace(
+            run,
+            model=model,
+            detail=detail,
+            asked=_asked_at(),
+            srgan=None,
+            seconds=0.0,
+            remembered=False,
+            scores=None,
+        )
+        return self._show_begun(again, left, request)
 
     async def enlarge(
         self,
@@ -366,6 +373,8 @@ class Handlers:
     ) -> Run | dict:
         """Runs the network on a begun run, unless an event that waited before this one has."""
         if run is None or run.srgan is not None or self._is_late(run, request):
+            return gr.skip()
+        if run.asked < self._stopped.get(_session(request), -math.inf):
             return gr.skip()
         stop = self._take_over(request)
 
@@ -390,7 +399,12 @@ class Handlers:
         return run
 
     def stop(self, request: gr.Request | None = None) -> None:
-        """Stops what this visitor has running, within a tile."""
+        """Stops what this visitor has running, within a tile, and what is about to."""
+        session = _session(request)
+        self._stopped.pop(session, None)
+        self._stopped[session] = _asked_at()
+        if len(self._stopped) > SESSIONS:
+            del self._stopped[next(iter(self._stopped))]
         self._take_over(request)
 
     def present(self, run: Run | None, left: str) -> tuple:
@@ -428,6 +442,20 @@ class Handlers:
             if not path.exists():
                 self.files.save(_reopen(run.srgan), path)
         return gr.DownloadButton(label, value=str(path), interactive=True)
+
+    def _show_begun(self, run: Run, left: str, request: gr.Request | None) -> tuple:
+        """What the page gets of a begun run, which takes over unless it is late."""
+        if self._is_late(run, request):
+            return (gr.skip(),) * 8
+        self._newest[_session(request)] = run
+        self._take_over(request)
+        return (
+            run,
+            *self.present(run, left),
+            None,  # the photo has been taken up
+            _left_radio(run.mode, left),
+            gr.DownloadButton(value=None, interactive=False),
+        )
 
     # ---- from the server
 
@@ -607,31 +635,42 @@ def _session(request: gr.Request | None) -> str | None:
     return request.session_hash if request else None
 
 
+def _event() -> Event | None:
+    """The present event in Gradio's queue, which no public way leads to; None outside of one."""
+    blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+    if blocks is None or event_id is None:
+        return None
+    return blocks._queue.event_ids_to_events.get(event_id)
+
+
+def _asked_at() -> float:
+    """When the present event came, in seconds of the monotonic clock; it may have waited since."""
+    event = _event()
+    return time.monotonic() if event is None else event.enqueue_time
+
+
 def _asker_has_left() -> bool:
     """Whether the page or program that asked for the present event is gone.
 
-    Gradio notices and marks the event, but tells a running function in no public way.
+    Gradio notices and marks the event, but doesn't tell a running function.
     """
-    blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
-    if blocks is None or event_id is None:
-        return False
-    event = blocks._queue.event_ids_to_events.get(event_id)
+    event = _event()
     return event is not None and not event.alive
 
 
 @contextmanager
 def _errors_as_gradio() -> Iterator[None]:
-    """Shows what is wrong with an image; toasts render HTML, and texts may quote file names."""
+    """Shows what is wrong with an image; toasts render HTML, and texts may quote file names.
+
+    The settings that some texts name in brackets are nothing that a visitor can change.
+    """
     try:
         yield
     except _Stopped:
         raise
     except SRGANError as error:
-        raise gr.Error(
-            html.escape(str(error), quote=False),
-            duration=None,
-            print_exception=False,
-        ) from error
+        text = html.escape(re.sub(r" \(SRGAN_\w+\)", "", str(error)), quote=False)
+        raise gr.Error(text, duration=None, print_exception=False) from error
     except OSError as error:
         raise gr.Error(no_files(error), duration=None) from error
 
@@ -805,6 +844,8 @@ class Page:
             "outputs": [self.run, *shown, self.photo, self.left, self.download],
             "trigger_mode": "multiple",
             **reading,
+            "show_progress": "full",
+            "show_progress_on": self.status,
         }
         starts = [
             self.photo.upload(handlers.begin, [self.photo, *wanted], **begun),
@@ -953,14 +994,22 @@ class Demo(gr.Blocks):
 
 
 def _argument(component: Component, value: object) -> object:
-    """What an input of the API gets: its default in place of null, and nothing of another type."""
+    """What an input of the API gets: its default in place of null, and nothing that can't be.
+
+    Gradio would write what is out of bounds to the log, with a traceback.
+    """
     if value is None:
         return component.value
-    if isinstance(component, gr.Slider) and type(value) not in (int, float):
-        raise gr.Error(f"{component.label} has to be a number.", print_exception=False)
-    if isinstance(component, gr.Dropdown) and type(value) is not str:
-        choices = ", ".join(choice for _, choice in component.choices)
-        raise gr.Error(f"{component.label} has to be one of {choices}.", print_exception=False)
+    if isinstance(component, gr.Slider):
+        least, most = component.minimum, component.maximum
+        if type(value) not in (int, float) or not least <= value <= most:
+            text = f"{component.label} has to be a number from {least} to {most}."
+            raise gr.Error(text, print_exception=False)
+    if isinstance(component, gr.Dropdown):
+        choices = [choice for _, choice in component.choices]
+        if value not in choices:
+            text = f"{component.label} has to be one of {', '.join(choices)}."
+            raise gr.Error(text, print_exception=False)
     return value
 
 

@@ -42,6 +42,7 @@
   }, true);
   window.addEventListener("change", (event) => {
     const file = event.target === fileInput() && event.target.files[0];
+    if (file) closeErrors();
     if (!file || file.type.startsWith("image/")) return;
     event.stopPropagation();
     takeUp(file);
@@ -96,17 +97,60 @@
     moveHandle(handle, Math.min(100, Math.max(0, next)) / 100);
   });
 
-  // Gradio reports a slider as released for the mouse only.
+  // Gradio would leave the list of formats open, over the picture.
+  window.addEventListener("keydown", (event) => {
+    if (event.key === "Tab" && event.target.closest?.("#format")) event.stopPropagation();
+  }, true);
+
+  // Gradio takes the detail when the mouse lets go of the slider and when its box is left; here
+  // also when keys let go of it and on Enter, and only where it is another one than before.
+  let taken = null;
+  const detail = (event) => event.target.matches?.("#detail input") && event.target;
+  for (const kind of ["pointerdown", "focusin"])
+    window.addEventListener(kind, (event) => {
+      if (detail(event)) taken ??= event.target.value;
+    }, true);
+  for (const kind of ["pointerup", "blur"])
+    window.addEventListener(kind, (event) => {
+      const input = detail(event);
+      if (!input || (kind === "blur") !== (input.type === "number")) return;
+      const { value, min, max } = input;
+      const possible = value === "" ? taken : String(Math.min(max, Math.max(min, value)));
+      if (possible !== value) {
+        input.value = possible;
+        input.dispatchEvent(new Event("input", { bubbles: true }));
+      }
+      if (possible === taken) event.stopPropagation();
+      taken = possible;
+    }, true);
+  window.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && detail(event)?.type === "number") event.target.blur();
+  });
   window.addEventListener("keyup", (event) => {
-    if (event.target.matches?.('#detail input[type="range"]') && /Arrow|Home|End|Page/.test(event.key))
+    if (detail(event)?.type === "range" && /Arrow|Home|End|Page/.test(event.key))
       event.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }));
   });
 
-  // The network runs while Gradio shows its progress over the status line.
+  // A photo is read or enlarged while Gradio shows its progress over the status line.
   function follow() {
     const tracker = document.querySelector('#status [data-testid="status-tracker"]');
-    const running = tracker?.matches(".full:not(.hide)") && !tracker.querySelector(".error");
-    document.body.classList.toggle("running", Boolean(running));
+    clearTimeout(resting);
+    if (tracker?.matches(".full:not(.hide)") && !tracker.querySelector(".error")) show(true);
+    else resting = setTimeout(show, 150, false);
+  }
+  let resting; // from reading to enlarging there is a moment in which nothing is in progress
+
+  function show(running) {
+    if (running === document.body.classList.contains("running")) return;
+    document.body.classList.toggle("running", running);
+    if (running) closeErrors();
+    const [hidden, shown] = running ? ["again", "stop"] : ["stop", "again"];
+    if (document.activeElement.id === hidden) document.getElementById(shown)?.focus();
+  }
+
+  // Of what was tried before.
+  function closeErrors() {
+    document.querySelectorAll('[data-testid="toast-close"]').forEach((button) => button.click());
   }
 
   // Names and roles for what Gradio draws without.

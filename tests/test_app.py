@@ -338,7 +338,7 @@ def test_too_large_a_photo_is_told_of_the_other_mode(handlers, upscaler, tmp_pat
     with pytest.raises(gr.Error, match=r"64 × 48 .*Shrink and restore"):
         begin(handlers, path)
     assert begin(handlers, path, app.RESTORE).lr_size == (16, 12)
-    with pytest.raises(gr.Error, match="limit is 16,000"):
+    with pytest.raises(gr.Error, match=r"limit is 16,000\. Make"):
         begin(handlers, photo(tmp_path / "large.png", (200, 100)), app.RESTORE)
 
 
@@ -387,7 +387,20 @@ def test_stop_ends_the_run_within_a_tile(tiny_weights, tmp_path):
     assert handlers.upscaler.broken_off.wait(2)
     thread.join(10)
     assert results == [gr.skip()]
+    run = begin(handlers, run.photo)
     assert enlarge(handlers, run).srgan is not None  # the worker is free again
+
+
+def test_stop_also_stops_what_is_about_to_begin(handlers, tmp_path):
+    run = begin(handlers, photo(tmp_path / "cat.png"))
+    handlers.stop(visitor("another"))
+    handlers.stop(visitor())
+    assert enlarge(handlers, run) == gr.skip()
+    again = handlers.begin_again(run, app.ENLARGE, app.BICUBIC, 0.75, app.CLEAN, visitor())[0]
+    assert enlarge(handlers, again).srgan is not None
+    for number in range(2 * app.SESSIONS):
+        handlers.stop(visitor(f"{number}"))
+    assert len(handlers._stopped) == app.SESSIONS
 
 
 def test_the_network_always_runs_on_the_same_threads(tiny_weights, tmp_path, monkeypatch):
@@ -456,14 +469,14 @@ def test_another_photo_takes_over_from_a_run_that_is_past_its_last_tile(
     handlers, tmp_path, monkeypatch
 ):
     run = begin(handlers, photo(tmp_path / "cat.png"))
-    save, newer = app._save, []
+    save, newer = handlers.files.save, []
 
     def save_and_drop_another(image, path):
         if not newer and "srgan" in path.name:
             newer.append(begin(handlers, photo(tmp_path / "dog.png")))
         return save(image, path)
 
-    monkeypatch.setattr(app, "_save", save_and_drop_another)
+    monkeypatch.setattr(handlers.files, "save", save_and_drop_another)
     assert enlarge(handlers, run) == gr.skip()
     assert enlarge(handlers, newer[0]).name == "dog"
 
@@ -504,6 +517,27 @@ def test_of_runs_that_wait_only_the_newest_is_enlarged(handlers, upscaler, tmp_p
     assert run.detail == 1.0 and run.srgan is not None
     assert asyncio.run(handlers.enlarge(run, visitor())) == gr.skip()  # it waited for the same
     assert upscaler.runs == 1
+
+
+def test_the_same_photo_again_is_not_read_again(handlers, tmp_path, monkeypatch):
+    def again(mode):
+        return handlers.begin_again(run, mode, app.BICUBIC, 0.25, app.CLEAN, visitor())[0]
+
+    run = enlarge(handlers, begin(handlers, photo(tmp_path / "cat.png", (40, 32))))
+    with monkeypatch.context() as patch:
+        patch.setattr(handlers, "_read", None)
+        newer = again(app.ENLARGE)
+        with pytest.raises(TypeError):
+            again(app.RESTORE)
+    assert newer == replace(
+        begin(handlers, run.photo), **{"bicubic": run.bicubic, "detail": 0.25, "asked": newer.asked}
+    )
+    assert newer.asked > run.asked and enlarge(handlers, run) == gr.skip()
+    Path(run.bicubic).unlink()
+    assert Path(again(app.ENLARGE).bicubic).exists()
+    Path(run.photo).unlink()
+    with pytest.raises(gr.Error, match="This photo has been deleted"):
+        again(app.ENLARGE)
 
 
 def test_an_example_is_enlarged_once(handlers, upscaler):
@@ -1096,7 +1130,7 @@ def test_client_is_told_what_is_wrong(client, tmp_path):
     (tmp_path / "cat.png").write_text("not an image")
     with pytest.raises(AppError, match="supported format"):
         client.predict(handle_file(tmp_path / "cat.png"), api_name="/upscale")
-    with pytest.raises(AppError, match="greater than maximum"):
+    with pytest.raises(AppError, match="Detail has to be a number from 0 to 1"):
         client.predict(handle_file(photo(tmp_path / "b.png")), detail=1.5, api_name="/upscale")
 
 
@@ -1132,12 +1166,14 @@ def test_null_means_the_default(served, tmp_path):
     [
         ("upscale", ["0.5"], "Detail has to be a number"),
         ("upscale", [True], "Detail has to be a number"),
+        ("upscale", [-0.1], "Detail has to be a number from 0 to 1."),
         ("upscale", [0.5, ["png"]], "Output format has to be one of png"),
         ("upscale", [0.5, 1], "Output format has to be one of png"),
+        ("upscale", [0.5, "xcf"], "Output format has to be one of png"),
         ("compare", [["bicubic"]], "Left half has to be one of bicubic, pixels"),
     ],
 )
-def test_values_of_the_wrong_type_are_named(served, name, data, reason):
+def test_values_that_cannot_be_are_named(served, name, data, reason):
     event, error = rest(served, name, [None, *data])
     assert event == "error" and reason in error["error"]
 
@@ -1154,6 +1190,16 @@ def test_files_of_the_server_cannot_be_read(served, meta):
     example = {"path": str(app.EXAMPLES["Cat"]), **meta}
     event, _ = rest(served, "upscale", [example])
     assert event == "error"
+
+
+@pytest.mark.parametrize(
+    "component, value",
+    [(gr.Slider(0, 1), 7), (gr.Slider(0, 1), float("nan")), (gr.Dropdown(["png"]), "xcf")],
+)
+def test_values_that_cannot_be_are_no_traceback(component, value):
+    with pytest.raises(gr.Error) as caught:
+        app._argument(component, value)
+    assert not caught.value.print_exception
 
 
 def test_missing_image_is_said(served):

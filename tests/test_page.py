@@ -19,20 +19,27 @@ Axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's
 #: Milliseconds for anything on the page to happen on a busy machine.
 PATIENCE = 30_000
-#: The app with a network that takes half a minute for images 40 pixels wide and minutes for those
-#: of 41, and with a short queue.
+#: The app with a network that takes half a minute for images 40 or 42 pixels wide and minutes for
+#: those of 41, which takes seconds to read those of 42, and with a short queue.
 SCRIPT = """
 import time, app, server
 from srgan import Upscaler
 
 class SometimesSlow(Upscaler):
     def upscale(self, image, detail=None, progress=None, **options):
-        steps = {40: 300, 41: 3000}.get(image.width, 0)
+        steps = {40: 300, 41: 3000, 42: 300}.get(image.width, 0)
         for i in range(steps):
             progress(i / steps)
             time.sleep(0.1)
         return super().upscale(image, detail, progress, **options)
 
+class SometimesSlowToRead(app.Handlers):
+    def _read(self, photo, mode):
+        lr, original = super()._read(photo, mode)
+        time.sleep(3 * (lr.width == 42))
+        return lr, original
+
+app.Handlers = SometimesSlowToRead
 server.QUEUE_SIZE = 2
 app.launch(app.create_demo(SometimesSlow()))
 """
@@ -235,6 +242,26 @@ def test_a_bad_file_is_explained_and_the_last_result_stands(page, cat, tmp_path)
     assert page.title() == "SRGAN ×4"
 
 
+def test_errors_go_when_something_else_is_tried(page, cat, tmp_path):
+    errors = page.locator('[data-testid="toast-text"]')
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty.png").touch()
+    choose(page, picture(tmp_path / "slow.png", (40, 30)))
+    page.wait_for_selector('#status :text("s left")')
+    for name, reason in (("text", "supported format"), ("empty", "empty")):
+        choose(page, tmp_path / f"{name}.png")
+        page.wait_for_selector(f'[data-testid="toast-text"]:has-text("{reason}")')
+        page.wait_for_function(
+            """() => document.querySelectorAll('[data-testid="toast-text"]').length === 1"""
+        )
+    page.click("#stop")
+    page.wait_for_selector("body:not(.running)")
+    assert errors.count() == 1
+    page.click(".example >> nth=0")
+    wait_for_srgan(page)
+    assert errors.count() == 0
+
+
 def test_stop_leaves_the_bicubic_result(page, tmp_path):
     choose(page, picture(tmp_path / "slow.png", (40, 30)))
     page.wait_for_selector('#status :text("s left")')
@@ -250,6 +277,17 @@ def test_stop_leaves_the_bicubic_result(page, tmp_path):
     assert "bicubic on both halves" in page.inner_text("#status")
     page.wait_for_selector("#stop", state="hidden", timeout=5000)  # buttons fade
     page.wait_for_selector("#again", state="visible", timeout=5000)
+
+
+def test_stop_also_stops_what_is_about_to_begin(page, tmp_path):
+    choose(page, picture(tmp_path / "slow.png", (42, 30)))
+    page.click("#stop")
+    page.wait_for_selector('#slider img[src$="/slow-bicubic-x4.png"]')
+    page.wait_for_timeout(2000)
+    assert page.locator("body.running").count() == 0
+    assert "bicubic on both halves" in page.inner_text("#status")
+    page.click("#again")
+    page.wait_for_selector('#status :text("s left")')
 
 
 def test_another_photo_may_come_during_a_run(page, cat, tmp_path):
@@ -363,6 +401,63 @@ def test_the_keyboard_moves_handle_and_detail(page, cat):
     page.wait_for_selector('#status :text("detail 0.70")')
 
 
+def test_the_focus_stays_on_the_button_that_is_there(page, tmp_path):
+    choose(page, picture(tmp_path / "slow.png", (40, 30)))
+    page.wait_for_selector('#status :text("s left")')
+    for old, new in (("stop", "again"), ("again", "stop")):
+        page.press(f"#{old}", "Enter")
+        page.wait_for_selector(f"#{old}", state="hidden")
+        page.wait_for_timeout(500)
+        assert page.evaluate("document.activeElement.id") == new
+
+
+def test_the_list_of_formats_closes_when_it_is_left(page):
+    page.focus("#format input")
+    page.wait_for_selector("#format [role=option]")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#format [role=option]", state="detached")
+
+
+def test_the_focus_is_seen(page):
+    for place in ("#mode input:checked", "#left input:checked", "#detail input[type=range]"):
+        page.keyboard.press("Shift")  # so that the keyboard counts as used
+        page.focus(place)
+        outline = page.eval_on_selector(
+            place,
+            """(input) => [input, input.closest("label")].map((element) =>
+                 element && getComputedStyle(element).outlineStyle)""",
+        )
+        assert "solid" in outline
+
+
+def test_the_detail_is_taken_when_it_is_another_one(page, cat):
+    choose(page, cat)
+    wait_for_srgan(page)
+    asked = []
+    page.on("request", lambda sent: "/queue/join" in sent.url and asked.append(sent.url))
+    box = page.locator("#detail input[type=number]")
+    slider = page.locator("#detail input[type=range]")
+    box.focus()
+    for key in ("Tab", "Shift", "Shift+Tab", "Enter"):
+        page.keyboard.press(key)
+    box.fill("")
+    box.press("Enter")
+    slider.press("Shift")
+    slider.click(position={"x": 0.75 * slider.bounding_box()["width"], "y": 5})
+    page.wait_for_timeout(500)
+    assert asked == [] and box.input_value() == "0.75"
+    box.fill("0.3")
+    box.press("Enter")
+    page.wait_for_selector('#status :text("detail 0.30")')
+    box.fill("7")
+    box.press("Tab")
+    page.wait_for_selector('#status :text("detail 1.00")')
+    assert box.input_value() == slider.input_value() == "1"
+    assert page.locator('[data-testid="toast-text"]').count() == 0
+    slider.press("ArrowLeft")
+    page.wait_for_selector('#status :text("detail 0.95")')
+
+
 def test_the_tab_key_reaches_everything(page, cat):
     choose(page, cat)
     wait_for_srgan(page)
@@ -400,6 +495,15 @@ def test_everything_to_operate_has_a_name(page):
     assert nameless == []
 
 
+def test_a_panorama_has_room_to_be_zoomed_into(page, tmp_path):
+    choose(page, picture(tmp_path / "pano.png", (800, 2)))
+    page.wait_for_selector('#slider img[src*="/pano-"]')
+    for half in page.locator("#slider img").all():
+        assert half.bounding_box()["height"] >= 160
+        assert half.evaluate("image => getComputedStyle(image).objectFit") == "contain"
+    assert len({half.bounding_box()["height"] for half in page.locator("#slider img").all()}) == 1
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_screen(page, cat, width):
     page.set_viewport_size({"width": width, "height": 844})
@@ -411,6 +515,7 @@ def test_nothing_is_wider_than_the_screen(page, cat, width):
     tops = [page.locator(place).bounding_box()["y"] for place in ("#photo", "#slider", "#mode")]
     if width < 800:
         assert tops == sorted(tops)
+    assert page.is_visible("footer :text('API')")
 
 
 def findings(page) -> list[str]:
