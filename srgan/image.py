@@ -211,8 +211,10 @@ def _remarks(file: Image.Image, kind: str) -> list[str]:
     """Notices about a file that is open but not decoded."""
     remarks = []
     if kind != "JPEG" and getattr(file, "is_animated", False):  # a JPEG's others are previews
-        several = "holds several pictures" if kind in ("TIFF", "HEIC") else "is animated"
-        remarks.append(f"The file {several}: only the first is used.")
+        several, one = "is animated", "frame"
+        if kind in ("TIFF", "HEIC"):
+            several, one = "holds several pictures", "one"
+        remarks.append(f"The file {several}: only the first {one} is used.")
     deep = any(";16" in str(tile) for tile in file.tile) or file.info.get("bit_depth", 8) > 8
     if deep and not file.mode.startswith("I"):
         remarks.append("The file has more than 8 bits a channel: colour is reduced to 8.")

@@ -149,8 +149,12 @@ def test_first_frame_is_used_and_said(format):
     image = open_image(encoded(first, format, save_all=True, append_images=[second]))
     assert image.convert("RGB").getpixel((4, 4))[0] > 200
     [notice] = notices(image)
-    assert "only the first is used" in notice
-    assert ("several pictures" if format == "TIFF" else "animated") in notice
+    several = (
+        "several pictures: only the first one"
+        if format == "TIFF"
+        else "animated: only the first frame"
+    )
+    assert several in notice
 
 
 def test_sixteen_bit_colour_says_that_it_is_reduced():

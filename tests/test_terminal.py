@@ -127,7 +127,7 @@ def test_first_frame_of_an_animation_is_told(tmp_path, capsys):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert run(tmp_path / "a.gif", tmp_path / "b.png") == 0
-    assert "animated: only the first is used" in the_line(capsys)
+    assert "animated: only the first frame is used" in the_line(capsys)
 
 
 def test_notices_about_the_weights_are_told(photo, tmp_path, tiny_weights, capsys):
