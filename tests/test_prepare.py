@@ -116,6 +116,12 @@ def test_reader_of_the_training_programs_reads_it(photos, tmp_path):
     assert np.array_equal(restored.numpy(), original)
 
 
+def test_of_a_few_images_one_is_held_out(photos, tmp_path):
+    manifest = run(photos, out=tmp_path / "out", validation=1e-6)
+    (held,) = [record for record in manifest["images"] if record["split"] == "validation"]
+    assert held["sha256"] == min(record["sha256"] for record in manifest["images"])
+
+
 def test_file_names_are_those_of_the_reader():
     from train import data
 

@@ -108,8 +108,8 @@ def evaluate(config: EvaluateConfig) -> dict:
         "images": {dataset: {file: {network: {metric: value}}}}}`; JSON-able.
 
     Raises:
-        ValueError: two datasets have the same name, one holds no images, an image is too small,
-            or the device can't do the precision.
+        ValueError: two datasets have the same name, one is no folder with images, an image is too
+            small, or the device can't do the precision.
         SRGANError: the weights or an image can't be read.
         VGGError: the VGG19 file can't be read.
         LPIPSError: LPIPS can't be computed here.
@@ -117,6 +117,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     for name, count in Counter(folder.name for folder in config.datasets).items():
         if count > 1:
             raise ValueError(f"{count} datasets are called {name}: rename their folders")
+    files = {folder: _find_images(folder) for folder in config.datasets}
     exact_float32()
     upscaler = Upscaler(config.weights, config.device, precision=config.precision)
     vgg = _load_vgg(config.vgg)
@@ -127,14 +128,11 @@ def evaluate(config: EvaluateConfig) -> dict:
     images: dict[str, dict] = {}
     artefacts: dict[str, dict] = {}
     for folder in config.datasets:
-        files = sorted(path for path in folder.glob("*") if path.suffix.lower() in INPUT_SUFFIXES)
-        if not files:
-            raise ValueError(f"{folder} holds no images")
         dataset = folder.name + (", photo" if config.degradation == "photo" else "")
         dataset += ", self-ensemble" if config.self_ensemble else ""
         images[dataset] = {}
         traces = []
-        for seed, path in enumerate(tqdm(files, desc=dataset, unit="image")):
+        for seed, path in enumerate(tqdm(files[folder], desc=dataset, unit="image")):
             hr = crop_to_scale(open_image(path, max_pixels=MAX_PIXELS))
             lr = shrink(hr)
             if config.degradation == "photo":
@@ -239,6 +237,16 @@ def _means(results: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[st
         }
         for network in rows[0]
     }
+
+
+def _find_images(folder: Path) -> list[Path]:
+    """The images in a folder, sorted; raises ValueError."""
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; a dataset is one with its original images")
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in INPUT_SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder} holds no images")
+    return files
 
 
 def _load_vgg(source: str) -> VGG19 | None:

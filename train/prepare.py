@@ -78,7 +78,7 @@ class PrepareConfig:
             hashes differ in at most this many of 64 bits (up to 16) and whose thumbnails agree.
             None keeps them; exact duplicates are always left out.
         validation: Share of the images held out, chosen by the hash of their pixels, so that an
-            image stays in its split when others are added.
+            image stays in its split when others are added; at least one.
         limit: Use only the first so many image files, in the order of sources and names.
         workers: Processes that decode; None is one a core.
         downloads: Folder for downloaded archives; None is `downloads` next to the dataset.
@@ -301,6 +301,8 @@ def _pack(
         _check_out(out, overwrite=True)
         raise PrepareError(f"none of the {len(entries)} images can be used: {_reasons(rejected)}")
     splits = [split_of(picture.sha256, config.validation) for picture in kept]
+    if config.validation and 1 not in splits and len(kept) > 1:  # of a few, one at least
+        splits[min(range(len(kept)), key=lambda i: kept[i].sha256)] = 1
     _write_index(out / INDEX_FILE, kept, splits)
     manifest = _manifest(kept, splits, rejected, other_files)
     manifest = {**identity, **manifest, "images_sha256": packer.sha256.hexdigest()}
@@ -317,8 +319,6 @@ def _pack(
         f"left out: {_reasons(rejected)}" if rejected else "none left out",
         (len(entries) - done) / (time.monotonic() - started),
     )
-    if config.validation and not counts["validation"]:
-        logger.warning("no image fell into the validation split: raise --validation")
     return manifest
 
 
