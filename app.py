@@ -35,9 +35,9 @@ from typing import TypeVar, get_args
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(tempfile.gettempdir()) / "srgan"))
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "10")
-# Read when torch first computes. oneDNN keeps what it compiles for each shape, 1024 of it by
-# default; a large image needs about 100, and every visitor brings other shapes.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+# Read when torch first computes. oneDNN keeps what it compiles for each shape, up to 2 MB, and
+# 1024 of it by default; an image needs about 10, and every visitor brings other shapes.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 try:
     import spaces  # before torch, which it has to patch on ZeroGPU
 except ImportError:
