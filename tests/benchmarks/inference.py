@@ -10,7 +10,8 @@ each other down; --busy lets other programs want the processors too. Runs are in
 medians compared; before that the results are checked to be equal. A runtime that is not installed
 is left out. GFLOP/s count the operations of the paper's graph, whatever a runtime makes of it; the
 peak is what a matrix product reaches here, and one convolution of 64 channels to 64 is measured
-beside it. Memory is the peak of the process after the first picture. What int8 loses is measured on
+beside it. The first picture of a size, for which runtimes make something ready, is told apart, and
+memory is the peak of the process after it. What int8 loses is measured on
 folders of high-res images, by `train.evaluate`.
 """
 
@@ -219,6 +220,7 @@ class EngineProcess:
     Attributes:
         result: what it makes of the picture, (1, 3, 4h, 4w).
         loaded: bytes of memory with the engine loaded.
+        first: seconds for the picture for the first time.
         peak: bytes of memory at most, when the picture has been enlarged once.
     """
 
@@ -233,7 +235,7 @@ class EngineProcess:
         with mock.patch.dict(os.environ, others):
             self._process.start()
         theirs.close()
-        self.loaded, self.peak, result = self._receive()
+        self.loaded, self.first, self.peak, result = self._receive()
         self.result = torch.from_numpy(np.load(result))
         result.unlink()
 
@@ -264,10 +266,12 @@ def _serve(pipe: Connection, name: str, weights: str, folder: Path, size: tuple[
     engine(picture(16, 16))
     loaded = _peak()
     lr = picture(*size)
+    start = time.perf_counter()
     result = engine(lr)
+    first = time.perf_counter() - start
     peak, path = _peak(), folder / f"{name}.npy"
     np.save(path, result.numpy())
-    pipe.send((loaded, peak, path))
+    pipe.send((loaded, first, peak, path))
     del result
     while True:
         try:
@@ -326,6 +330,7 @@ def measure(
         return {
             engine.name: {
                 "seconds": statistics.median(seconds),
+                "first_seconds": engine.first,
                 "difference": errors[engine.name],
                 "loaded_bytes": engine.loaded,
                 "peak_bytes": engine.peak,
@@ -376,7 +381,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         export(names, options.weights, folder)
-        titles = ["size", "engine", "seconds", "ratio", "GFLOP/s", "of peak", "peak MB"]
+        titles = ["size", "engine", "seconds", "ratio", "first", "GFLOP/s", "of peak", "peak MB"]
         titles += ["over loaded"]
         print(f"\n| {' | '.join(titles)} |\n| --- | --- |{' ---: |' * (len(titles) - 2)}")
         for height, width in options.sizes:
@@ -387,6 +392,7 @@ def main() -> None:
                 speed = flops * height * width / row["seconds"] / 1e9
                 row |= {"gflops": speed, "ratio": first / row["seconds"]}
                 cells = [f"{height}×{width}", name, f"{row['seconds']:.3f}", f"{row['ratio']:.2f}"]
+                cells += [f"{row['first_seconds']:.3f}"]
                 cells += [f"{speed:.0f}", f"{speed / peak:.0%}", f"{row['peak_bytes'] / 1e6:.0f}"]
                 cells += [f"{(row['peak_bytes'] - row['loaded_bytes']) / 1e6:.0f}"]
                 print(f"| {' | '.join(cells)} |", flush=True)
