@@ -100,7 +100,7 @@ def test_weights_are_saved_with_centered_colors(tmp_path, settings, monkeypatch)
         "train.adversarial.center_colors", lambda network, _: network.head.bias.data.add_(shift)
     )
     adversarial(AdversarialConfig(**settings, out=tmp_path, steps=2))
-    average = torch.load(tmp_path / LAST_FILE, weights_only=True)["average"]["module.head.bias"]
+    average = torch.load(tmp_path / LAST_FILE, weights_only=True)["average"]["head.bias"]
     saved = load_file(tmp_path / SRGAN_FILE)["head.bias"]
     torch.testing.assert_close(saved, average + shift)
 

@@ -28,6 +28,8 @@ from train.loop import (
     join_world,
     make_optimizers,
     measure_batch_norm,
+    moving_average,
+    update_average,
     use_bf16,
 )
 from train.pretrain import PretrainConfig, pretrain
@@ -190,6 +192,31 @@ def test_of_two_processes_one_tells_how_it_goes(data, tmp_path):
     assert "FutureWarning" not in first + second
 
 
+@pytest.mark.parametrize("steps, ema", [(300, 0.999), (50, 0.5)])
+def test_average_leaves_its_start_behind_and_has_the_length_that_was_asked_for(
+    data, tmp_path, make_generator, steps, ema
+):
+    settings = config(data, tmp_path, ema=ema)
+    start, generator = make_generator(0), make_generator(1)
+    average = moving_average(start)
+    for step in range(steps):
+        update_average(average, generator, settings.decay(step))
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    torch.testing.assert_close(average.state_dict(), generator.state_dict())
+    assert settings.decay(10**6) == ema
+
+
+def test_average_moves_statistics_with_the_weights_and_copies_counters(make_generator):
+    start, generator = make_generator(0), make_generator(1)
+    generator.bn.num_batches_tracked.fill_(7)
+    average = moving_average(start)
+    update_average(average, generator, 0.75)
+    states = (module.state_dict() for module in (average, start, generator))
+    for averaged, before, current in zip(*(state.values() for state in states), strict=True):
+        expected = 0.75 * before + 0.25 * current if before.is_floating_point() else current
+        torch.testing.assert_close(averaged, expected)
+
+
 # ------------------------------------------------------------------------------------- resuming
 
 
@@ -271,7 +298,7 @@ def test_diverged_run_stops_and_keeps_the_last_good_checkpoint(data, tmp_path):
     assert len(entries(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("place", ["measure_batch_norm", "validation_pairs", "update"])
+@pytest.mark.parametrize("place", ["measure_batch_norm", "psnr_y", "update"])
 def test_memory_that_runs_out_is_explained_wherever_it_does(data, tmp_path, monkeypatch, place):
     def run_out(*_):
         raise torch.OutOfMemoryError

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
-from torch.utils.tensorboard import SummaryWriter
 
 from srgan.errors import SRGANError
+from srgan.generator import Generator
 from srgan.metrics import psnr_y
 from srgan.weights import SRGAN_FILE, SRGAN_STAGE, load_generator, save_generator
 from train.checkpoint import CheckpointError
@@ -40,11 +40,9 @@ from train.loop import (
     load_data,
     make_optimizers,
     make_sampler,
-    moving_average,
     run,
     update,
     use_bf16,
-    validation_pairs,
 )
 from train.losses import (
     discriminator_loss,
@@ -58,7 +56,6 @@ from train.losses import (
     stationarity_loss,
 )
 from train.metrics import feature_distances
-from train.samples import add_samples
 from train.vgg import LAYERS, TORCHVISION, VGG19, VGGError
 
 logger = logging.getLogger(__name__)
@@ -205,7 +202,6 @@ def adversarial(config: AdversarialConfig) -> float:
         discriminator.train()
         if config.batch_norm == "fixed":
             fix_batch_norm(generator)
-        average = moving_average(generator, config)
         optimizers = make_optimizers(config, generator, device)
         opponent = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.99), fused=True)
         enlarge = world.wrap(torch.compile(generator) if config.compile else generator)
@@ -253,7 +249,6 @@ def adversarial(config: AdversarialConfig) -> float:
             losses = {name: (weight, term()) for name, (weight, term) in terms.items() if weight}
             loss = sum(weight * value for weight, value in losses.values())
             norm = update(optimizers.values(), loss, generator, config.clip)
-            average.update_parameters(generator)
 
             # ---------------------------------------------------- discriminator
             discriminator.requires_grad_(True)
@@ -276,15 +271,13 @@ def adversarial(config: AdversarialConfig) -> float:
             right = ((real > fake.mean()).float().mean() + (fake < real.mean()).float().mean()) / 2
             return logged | {"discriminator_right": right.detach()}
 
-        def validate(writer: SummaryWriter, number: int) -> dict[str, float]:
-            pairs = list(validation_pairs(average.module, validation_images, config))
-            add_samples(writer, number, pairs)
+        def measure(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
             distance = sum(feature_distances(vgg, [sr], hr)[0] for _, sr, hr in pairs) / len(pairs)
             psnr = sum(psnr_y(sr, hr) for _, sr, hr in pairs) / len(pairs)
             return {"psnr_y": psnr, "vgg19": distance, "likeness": -distance}
 
-        def save_best(number: int) -> None:
-            result = copy.deepcopy(average.module).eval()
+        def save_best(average: Generator, number: int) -> None:
+            result = copy.deepcopy(average)
             # Of its own: training's goes on as if there were no validation.
             crops = make_sampler(config, sampler.images)
             center_colors(result, (crops.next() for _ in range(CENTERING_BATCHES)))
@@ -294,9 +287,8 @@ def adversarial(config: AdversarialConfig) -> float:
         return -run(
             config,
             world,
+            generator=generator,
             stateful={
-                "generator": generator,
-                "average": average,
                 "discriminator": discriminator,
                 "opponent": opponent,
                 "sampler": sampler,
@@ -304,7 +296,8 @@ def adversarial(config: AdversarialConfig) -> float:
             },
             optimizers=[*optimizers.values(), opponent],
             step=step,
-            validate=validate,
+            validation_images=validation_images,
+            measure=measure,
             save_best=save_best,
             score="likeness",
         )

@@ -1,6 +1,7 @@
 """The training loop of both stages: schedule, precision, many GPUs, resuming, logs."""
 
 import contextlib
+import copy
 import inspect
 import json
 import logging
@@ -18,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -30,6 +30,7 @@ from train.data import CropSampler, Degradation, PackedImages, load_packed, make
 from train.muon import Muon
 from train.precision import exact_float32
 from train.push import BackgroundPush
+from train.samples import add_samples
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ class TrainingConfig:
     warmup: int = 200
     """Steps in which the learning rate rises."""
     ema: float = 0.999
-    """Decay a step of the moving average of the weights, which is the result."""
+    """Decay a step of the moving average of the weights, which is the result; less in the first
+    steps, so that a short training's result is not its start."""
     clip: float = 1.0
     """Largest gradient norm; longer gradients are shortened to it."""
     validate_every: int = 500
@@ -138,6 +140,10 @@ class TrainingConfig:
         """Factor in [0, 1] on the learning rate at this step."""
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress(step, seconds))))
         return min(1.0, (step + 1) / self.warmup) * cosine
+
+    def decay(self, step: int) -> float:
+        """Of the moving average at this step."""
+        return min(self.ema, (1 + step) / (10 + step))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,9 +354,26 @@ def make_optimizers(
     return optimizers
 
 
-def moving_average(generator: Generator, config: TrainingConfig) -> AveragedModel:
-    """The exponential moving average of the weights, which is a training's result."""
-    return AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+def moving_average(generator: Generator) -> Generator:
+    """The generator as it is now, to be brought after it by `update_average`."""
+    return copy.deepcopy(generator).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Brings weights and statistics of `average` nearer to the module's; its counters are copied.
+
+    Args:
+        average: from `moving_average`.
+        module: of the same form.
+        decay: how much of `average` stays, in [0, 1].
+    """
+    pairs = list(zip(*([*m.parameters(), *m.buffers()] for m in (average, module)), strict=True))
+    averaged, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+    torch._foreach_lerp_(averaged, current, 1 - decay)
+    for counter, value in pairs:
+        if not counter.is_floating_point():
+            counter.copy_(value)
 
 
 def update(
@@ -402,11 +425,13 @@ def run(
     config: TrainingConfig,
     world: World,
     *,
+    generator: Generator,
     stateful: dict[str, Any],
     optimizers: list[torch.optim.Optimizer],
     step: Callable[[], dict[str, Tensor]],
-    validate: Callable[[SummaryWriter, int], dict[str, float]],
-    save_best: Callable[[int], None],
+    validation_images: PackedImages,
+    measure: Callable[[list[tuple[Tensor, Tensor, Tensor]]], dict[str, float]],
+    save_best: Callable[[Generator, int], None],
     score: str,
 ) -> float:
     """Trains until the schedule ends or SIGTERM or Ctrl-C comes; resumes where a run stopped.
@@ -414,12 +439,15 @@ def run(
     Args:
         config: the stage's settings, saved beside the results.
         world: the processes that train together.
-        stateful: all that changes in training, by name; each with state_dict, load_state_dict.
+        generator: what is trained; the result is the moving average of its weights.
+        stateful: what else changes in training, by name; each with state_dict, load_state_dict.
         optimizers: those whose learning rate follows the schedule.
         step: does one step; returns what to log, scalar tensors.
-        validate: measures, writes sample pictures; returns what to log.
-        save_best: writes the weights; called with the step after the best validation so far.
-        score: name of the validation result that should be large.
+        validation_images: held-out images.
+        measure: the average's `validation_pairs` -> what to log.
+        save_best: writes the average's weights; called with it and the step after the best
+            validation so far.
+        score: name of the measurement that should be large.
 
     Returns:
         The best score.
@@ -428,6 +456,8 @@ def run(
         TrainingError: a loss is not finite; the last checkpoint is from before that.
         CheckpointError: a checkpoint can't be read or written.
     """
+    average = moving_average(generator)
+    stateful = {"generator": generator, "average": average, **stateful}
     checkpoint = config.out / LAST_FILE
     done, best, earlier = 0, -math.inf, 0.0
     if checkpoint.exists():
@@ -463,12 +493,14 @@ def run(
                     f"{name} is {value} in the steps before {done}: lower --learning-rate. "
                     f"The last good state is in {checkpoint}."
                 )
-        entry |= validate(writer, done)
+        pairs = list(validation_pairs(average, validation_images, config))
+        entry |= measure(pairs)
         if entry[score] > best:
             best = entry[score]
-            save_best(done)
+            save_best(average, done)
         state = {name: item.state_dict() for name, item in stateful.items()}
         save_checkpoint({**state, "step": done, "best": best, "seconds": seconds()}, checkpoint)
+        add_samples(writer, done, pairs)
         for name, value in entry.items():
             writer.add_scalar(name, value, done)
         entry = {"step": done, "seconds": round(seconds()), "learning_rate": rate, **entry}
@@ -509,6 +541,7 @@ def run(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             logged.append(step())
+            update_average(average, generator, config.decay(done))
             done += 1
             bar.update()
             if config.minutes:
