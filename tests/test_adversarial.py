@@ -19,7 +19,7 @@ from tests.torchrun import launch
 from train.adversarial import AdversarialConfig, PaperConfig, adversarial
 from train.checkpoint import LAST_FILE
 from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE
-from train.loop import LOG_FILE, TrainingError, center_colors
+from train.loop import LOG_FILE, TrainingError, center_colors, update
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -178,6 +178,18 @@ def test_diverged_run_stops_with_its_cause_and_keeps_the_checkpoint(tmp_path, se
     with pytest.raises(TrainingError, match=r"is nan in the steps before 4.*learning-rate"):
         adversarial(AdversarialConfig(**settings, out=tmp_path, steps=4))
     assert (tmp_path / LAST_FILE).read_bytes() == spoilt != good
+
+
+def test_discriminator_that_diverges_in_the_last_step_is_not_kept(tmp_path, settings, monkeypatch):
+    def spoil(optimizers, loss, network, clip):
+        return update(optimizers, loss * math.nan if len(optimizers) == 1 else loss, network, clip)
+
+    adversarial(AdversarialConfig(**settings, out=tmp_path, steps=2))
+    good = (tmp_path / LAST_FILE).read_bytes()
+    monkeypatch.setattr("train.adversarial.update", spoil)
+    with pytest.raises(TrainingError, match="discriminator_gradient_norm is nan in the steps"):
+        adversarial(AdversarialConfig(**settings, out=tmp_path, steps=3))
+    assert (tmp_path / LAST_FILE).read_bytes() == good
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from srgan.generator import GeneratorConfig
+from srgan.metrics import psnr_y
 from srgan.weights import SRRESNET_FILE, load_weights
 from tests.torchrun import launch
 from train import pretrain as module
@@ -27,6 +28,7 @@ from train.loop import (
     fix_batch_norm,
     join_world,
     make_optimizers,
+    mean_psnr,
     measure_batch_norm,
     moving_average,
     update_average,
@@ -298,7 +300,40 @@ def test_diverged_run_stops_and_keeps_the_last_good_checkpoint(data, tmp_path):
     assert len(entries(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("place", ["measure_batch_norm", "psnr_y", "update"])
+def test_run_whose_validation_diverges_resumes_from_before(
+    data, uninterrupted, tmp_path, monkeypatch
+):
+    """The last step before it goes wrong: no loss has told."""
+    update, updates = module.update, []
+
+    def spoil(optimizers, loss, network, clip):
+        norm = update(optimizers, loss, network, clip)
+        updates.append(1)
+        if len(updates) == 4:
+            network.head.bias.data.fill_(torch.nan)
+        return norm
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "update", spoil)
+        with pytest.raises(TrainingError, match=r"psnr_y is nan in the steps before 4"):
+            pretrain(config(data, tmp_path))
+    state = load_checkpoint(tmp_path / LAST_FILE)
+    assert state["step"] == 2
+    for name in ("generator", "average"):
+        assert all(value.isfinite().all() for value in state[name].values())
+    pretrain(config(data, tmp_path))
+    assert entries(tmp_path) == entries(uninterrupted)
+    assert_same_state(tmp_path, uninterrupted)
+
+
+def test_image_that_is_met_exactly_has_a_finite_psnr():
+    image = torch.zeros(1, 3, 16, 16)
+    assert mean_psnr([(image, image, image), (image, image + 1, image)]) == pytest.approx(
+        (100 + psnr_y(image + 1, image)) / 2
+    )
+
+
+@pytest.mark.parametrize("place", ["measure_batch_norm", "mean_psnr", "update"])
 def test_memory_that_runs_out_is_explained_wherever_it_does(data, tmp_path, monkeypatch, place):
     def run_out(*_):
         raise torch.OutOfMemoryError
@@ -517,7 +552,8 @@ def test_run_uploads_once_at_its_end_without_push_every(data, tmp_path, local_hu
 
 def test_run_that_diverges_uploads_what_it_has(data, tmp_path, local_hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    settings = {"steps": 20, "learning_rate": 1e30, "push_to": "user/runs", "validate_every": 1}
+    pretrain(config(data, tmp_path / "tiny", steps=2))
+    settings = {"steps": 20, "learning_rate": 1e30, "push_to": "user/runs"}
     with pytest.raises(TrainingError):
         pretrain(config(data, tmp_path / "tiny", **settings))
     files = local_hub.files("user/runs")

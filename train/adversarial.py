@@ -26,7 +26,6 @@ from torch.nn.utils.parametrize import cached
 
 from srgan.errors import SRGANError
 from srgan.generator import Generator
-from srgan.metrics import psnr_y
 from srgan.weights import SRGAN_FILE, SRGAN_STAGE, load_generator, save_generator
 from train.checkpoint import CheckpointError
 from train.discriminator import Discriminator
@@ -40,6 +39,7 @@ from train.loop import (
     load_data,
     make_optimizers,
     make_sampler,
+    mean_psnr,
     run,
     update,
     use_bf16,
@@ -262,19 +262,19 @@ def adversarial(config: AdversarialConfig) -> float:
             )
             if config.r1 > 0:
                 opponent_loss = opponent_loss + config.r1 / 2 * r1_penalty(real, hr)
-            update([opponent], opponent_loss, discriminator, config.clip)
+            opponent_norm = update([opponent], opponent_loss, discriminator, config.clip)
 
             logged = {name: value.detach() for name, (_, value) in losses.items()}
             logged |= {"loss": loss.detach(), "gradient_norm": norm}
             logged |= {"discriminator": opponent_loss.detach()}
+            logged |= {"discriminator_gradient_norm": opponent_norm}
             # Share of its right answers: at 1 the generator learns nothing from it.
             right = ((real > fake.mean()).float().mean() + (fake < real.mean()).float().mean()) / 2
             return logged | {"discriminator_right": right.detach()}
 
         def measure(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
             distance = sum(feature_distances(vgg, [sr], hr)[0] for _, sr, hr in pairs) / len(pairs)
-            psnr = sum(psnr_y(sr, hr) for _, sr, hr in pairs) / len(pairs)
-            return {"psnr_y": psnr, "vgg19": distance, "likeness": -distance}
+            return {"psnr_y": mean_psnr(pairs), "vgg19": distance, "likeness": -distance}
 
         def save_best(average: Generator, number: int) -> None:
             result = copy.deepcopy(average)

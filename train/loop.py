@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from srgan.allocator import keep_freed_memory
 from srgan.generator import SCALE, Generator, InferenceGenerator, fold
 from srgan.hub import HUB_SPEC
+from srgan.metrics import psnr_y
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
 from train.data import CropSampler, Degradation, PackedImages, load_packed, make_lr
 from train.muon import Muon
@@ -414,6 +415,11 @@ def validation_pairs(
         yield lr, network(lr).clamp(0, 1), hr
 
 
+def mean_psnr(pairs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """PSNR-Y in dB, mean over `validation_pairs`; 100 for an image that is met exactly."""
+    return sum(min(psnr_y(sr, hr), 100.0) for _, sr, hr in pairs) / len(pairs)
+
+
 def _middle(image: Tensor, side: int) -> Tensor:
     """Cuts the middle out of (N, 3, H, W), at most `side` a side and a multiple of the scale."""
     height, width = (min(length, side) // SCALE * SCALE for length in image.shape[2:])
@@ -453,7 +459,7 @@ def run(
         The best score.
 
     Raises:
-        TrainingError: a loss is not finite; the last checkpoint is from before that.
+        TrainingError: a loss or a measurement is not finite; the last checkpoint is from before.
         CheckpointError: a checkpoint can't be read or written.
     """
     average = moving_average(generator)
@@ -487,14 +493,14 @@ def run(
         nonlocal best
         entry = {name: _mean(logged, name) for name in logged[0]}
         logged.clear()
+        pairs = list(validation_pairs(average, validation_images, config))
+        entry |= measure(pairs)
         for name, value in entry.items():
             if not math.isfinite(value):
                 raise TrainingError(
                     f"{name} is {value} in the steps before {done}: lower --learning-rate. "
                     f"The last good state is in {checkpoint}."
                 )
-        pairs = list(validation_pairs(average, validation_images, config))
-        entry |= measure(pairs)
         if entry[score] > best:
             best = entry[score]
             save_best(average, done)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from srgan.errors import SRGANError
 from srgan.generator import Generator, GeneratorConfig
-from srgan.metrics import psnr_y
 from srgan.weights import SRRESNET_FILE, SRRESNET_STAGE, load_generator, save_generator
 from train.checkpoint import CheckpointError
 from train.loop import (
@@ -32,6 +31,7 @@ from train.loop import (
     load_data,
     make_optimizers,
     make_sampler,
+    mean_psnr,
     measure_batch_norm,
     run,
     update,
@@ -99,7 +99,7 @@ def pretrain(config: PretrainConfig) -> float:
             return {"loss": loss.detach(), "gradient_norm": norm}
 
         def measure(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-            return {"psnr_y": sum(psnr_y(sr, hr) for _, sr, hr in pairs) / len(pairs)}
+            return {"psnr_y": mean_psnr(pairs)}
 
         def save_best(average: Generator, number: int) -> None:
             metadata = {"stage": SRRESNET_STAGE, "step": str(number)}
