@@ -19,7 +19,7 @@ from tests.torchrun import launch
 from train.adversarial import AdversarialConfig, PaperConfig, adversarial
 from train.checkpoint import LAST_FILE
 from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE
-from train.loop import LOG_FILE, TrainingError, center_colors, update
+from train.loop import CONFIG_FILE, LOG_FILE, TrainingError, center_colors, update
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,6 +76,7 @@ def test_both_presets_train_and_write_weights(tmp_path, settings, preset, precis
     config = preset(**{**settings, "precision": precision}, out=tmp_path, steps=2)
     distance = adversarial(config)
     (entry,) = entries(tmp_path)
+    json.loads((tmp_path / CONFIG_FILE).read_text(), parse_constant=pytest.fail)
     assert distance == pytest.approx(entry["vgg19"])
     assert entry["step"] == 2
     before, after = load_file(settings["init"]), load_file(tmp_path / SRGAN_FILE)

@@ -12,7 +12,6 @@ the two is an option. The same command again resumes a run that was stopped.
 
 import copy
 import logging
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,8 +163,7 @@ class PaperConfig(AdversarialConfig):
     """Statistics of the generator's BN: those of each batch as in the paper, or of stage 1."""
     optimizer: Literal["muon", "adam"] = "adam"
     """Of the generator's convolutions between hidden layers; all else is Adam's."""
-    clip: float = math.inf
-    """Largest gradient norm; longer gradients are shortened to it."""
+    clip: float | None = None
 
 
 def adversarial(config: AdversarialConfig) -> float:

@@ -84,8 +84,8 @@ class TrainingConfig:
     ema: float = 0.999
     """Decay a step of the moving average of the weights, which is the result; less in the first
     steps, so that a short training's result is not its start."""
-    clip: float = 1.0
-    """Largest gradient norm; longer gradients are shortened to it."""
+    clip: float | None = 1.0
+    """Largest gradient norm; longer gradients are shortened to it, with None never."""
     validate_every: int = 500
     """Steps between validations; each also writes the checkpoint, sample pictures and, if it is
     the best so far, the weights."""
@@ -109,9 +109,12 @@ class TrainingConfig:
     def __post_init__(self):
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either --steps or --minutes")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value}")
         for name in ("steps", "minutes", "learning_rate", "clip", "push_every"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         for name in ("batch", "warmup", "validate_every", "validation_images"):
             value = getattr(self, name)
@@ -378,7 +381,10 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
 
 
 def update(
-    optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, module: nn.Module, clip: float
+    optimizers: Iterable[torch.optim.Optimizer],
+    loss: Tensor,
+    module: nn.Module,
+    clip: float | None,
 ) -> Tensor:
     """One step of the optimisers on the module's parameters.
 
@@ -387,7 +393,7 @@ def update(
     """
     module.zero_grad()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+    norm = nn.utils.clip_grad_norm_(module.parameters(), math.inf if clip is None else clip)
     for optimizer in optimizers:
         optimizer.step()
     return norm
@@ -511,7 +517,7 @@ def run(
             writer.add_scalar(name, value, done)
         entry = {"step": done, "seconds": round(seconds()), "learning_rate": rate, **entry}
         with (config.out / LOG_FILE).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
+            log.write(json.dumps(entry, allow_nan=False) + "\n")
         logger.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in entry.items()))
         return entry
 
@@ -523,7 +529,7 @@ def run(
         stop = stack.enter_context(_StopOnSignal())
         if world.main:
             config.out.mkdir(parents=True, exist_ok=True)
-            settings = json.dumps(asdict(config), indent=2, default=str)
+            settings = json.dumps(asdict(config), indent=2, default=str, allow_nan=False)
             (config.out / CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
             writer = stack.enter_context(SummaryWriter(config.out, purge_step=done))
         bar = stack.enter_context(
