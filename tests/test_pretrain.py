@@ -194,6 +194,24 @@ def test_of_two_processes_one_tells_how_it_goes(data, tmp_path):
     assert "FutureWarning" not in first + second
 
 
+@pytest.mark.parametrize("length", [{"steps": 100}, {"steps": None, "minutes": 10.0}])
+def test_warm_up_takes_a_twentieth_of_a_short_training(data, tmp_path, length):
+    """Here of 100 steps or 10 minutes, 6 seconds a step."""
+    settings = config(data, tmp_path, warmup=200, **length)
+    rates = [settings.rate(step, 6.0 * step) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 200)
+    assert rates[:6] == sorted(rates[:6])
+    assert rates[5] > 0.99
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_long_training_warms_up_for_the_steps_that_were_asked_for(data, tmp_path):
+    settings = config(data, tmp_path, warmup=200, steps=10**6)
+    rates = [settings.rate(step, 0.0) for step in range(201)]
+    assert rates[99] == pytest.approx(0.5, rel=1e-3)
+    assert rates[199] == pytest.approx(1, rel=1e-3)
+
+
 @pytest.mark.parametrize("steps, ema", [(300, 0.999), (50, 0.5)])
 def test_average_leaves_its_start_behind_and_has_the_length_that_was_asked_for(
     data, tmp_path, make_generator, steps, ema

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
 CONFIG_FILE = "config.json"
+#: Of a training, in which the learning rate rises at most.
+WARMUP_SHARE = 0.05
 
 
 class TrainingError(Exception):
@@ -80,7 +82,7 @@ class TrainingConfig:
     optimizer: Literal["muon", "adam"] = "muon"
     """Of the generator's convolutions between hidden layers; all else is Adam's."""
     warmup: int = 200
-    """Steps in which the learning rate rises."""
+    """Steps in which the learning rate rises, or a twentieth of the training if that is shorter."""
     ema: float = 0.999
     """Decay a step of the moving average of the weights, which is the result; less in the first
     steps, so that a short training's result is not its start."""
@@ -142,8 +144,9 @@ class TrainingConfig:
 
     def rate(self, step: int, seconds: float) -> float:
         """Factor in [0, 1] on the learning rate at this step."""
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress(step, seconds))))
-        return min(1.0, (step + 1) / self.warmup) * cosine
+        progress = self.progress(step, seconds)
+        warm = max((step + 1) / self.warmup, progress / WARMUP_SHARE)
+        return min(1.0, warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     def decay(self, step: int) -> float:
         """Of the moving average at this step."""
