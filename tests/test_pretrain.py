@@ -305,6 +305,15 @@ pretrain(config(Path({str(data)!r}), Path({str(tmp_path)!r})))
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_processes_that_share_no_disk_all_resume_from_the_first_ones_checkpoint(data, tmp_path):
+    pretrain(config(data, tmp_path / "0", steps=2))
+    options = {"data": data, "out": tmp_path / "{rank}", "steps": 4, "crop": 16, "batch": 2}
+    options |= {"device": "cpu", "generator.channels": 4, "generator.blocks": 1}
+    launch(2, "train.pretrain", [f"--{name}={value}" for name, value in options.items()])
+    assert [entry["step"] for entry in entries(tmp_path / "0")] == [2, 4]
+    assert not (tmp_path / "1").exists()
+
+
 # --------------------------------------------------------------------------------------- faults
 
 

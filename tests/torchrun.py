@@ -8,7 +8,13 @@ from tests.app_process import ROOT, free_port
 
 
 def launch(processes: int, module: str, arguments: list[str]) -> list[str]:
-    """Runs `python -m module` in so many processes; what each wrote to stderr."""
+    """Runs `python -m module` in so many processes; what each wrote to stderr.
+
+    Args:
+        processes: how many.
+        module: with a main.
+        arguments: of each; {rank} stands for its number.
+    """
     environment = {
         **os.environ,
         "WORLD_SIZE": str(processes),
@@ -18,7 +24,7 @@ def launch(processes: int, module: str, arguments: list[str]) -> list[str]:
     }
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [sys.executable, "-m", module, *(a.replace("{rank}", str(rank)) for a in arguments)],
             cwd=ROOT,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,

@@ -181,11 +181,19 @@ class World:
         mean = values.mean(0)
         return mean if self.size == 1 else _MeanOfProcesses.apply(mean)
 
+    def broadcast(self, value: Any) -> Any:
+        """What the main process has, in all of them."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
+
     def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
         """The main process's clock, and whether any process wants to stop."""
         if self.size == 1:
             return seconds, stop
-        votes = torch.tensor([seconds if self.main else 0.0, float(stop)], device=self.device)
+        # On the CPU: to read them, a GPU would be waited for at each step.
+        votes = torch.tensor([seconds if self.main else 0.0, float(stop)], dtype=torch.float64)
         dist.all_reduce(votes)
         return votes[0].item(), votes[1].item() > 0
 
@@ -228,7 +236,7 @@ def join_world(device: str) -> Iterator[World]:
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     if dist.get_rank():
         logging.disable(logging.INFO)
     try:
@@ -474,55 +482,13 @@ def run(
     average = moving_average(generator)
     stateful = {"generator": generator, "average": average, **stateful}
     checkpoint = config.out / LAST_FILE
-    done, best, earlier = 0, -math.inf, 0.0
-    if checkpoint.exists():
-        state = load_checkpoint(checkpoint)
-        try:
-            for name, item in stateful.items():
-                item.load_state_dict(state[name])
-            done, best, earlier = state["step"], state["best"], state["seconds"]
-        except torch.OutOfMemoryError:  # a RuntimeError too
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as exc:
-            raise CheckpointError(
-                f"{checkpoint} is of another stage or optimiser, of networks of another size, or "
-                f"of an older version. Give the settings in {config.out / CONFIG_FILE} again, or "
-                f"another --out."
-            ) from exc
-        logger.info("resumed at step %d", done)
+    done, best, earlier = _resume(stateful, checkpoint, world)
     started = time.monotonic() - earlier
+    logged: list[dict[str, Tensor]] = []  # since the last validation, on the device
+    rate = 0.0
 
     def seconds() -> float:
         return time.monotonic() - started
-
-    logged: list[dict[str, Tensor]] = []  # since the last validation, on the device
-
-    def close_period(writer: SummaryWriter, rate: float) -> dict[str, float]:
-        """Validates, keeps the weights if they are the best so far, logs and saves."""
-        nonlocal best
-        entry = {name: _mean(logged, name) for name in logged[0]}
-        logged.clear()
-        pairs = list(validation_pairs(average, validation_images, config))
-        entry |= measure(pairs)
-        for name, value in entry.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{name} is {value} in the steps before {done}: lower --learning-rate. "
-                    f"The last good state is in {checkpoint}."
-                )
-        if entry[score] > best:
-            best = entry[score]
-            save_best(average, done)
-        state = {name: item.state_dict() for name, item in stateful.items()}
-        save_checkpoint({**state, "step": done, "best": best, "seconds": seconds()}, checkpoint)
-        add_samples(writer, done, pairs)
-        for name, value in entry.items():
-            writer.add_scalar(name, value, done)
-        entry = {"step": done, "seconds": round(seconds()), "learning_rate": rate, **entry}
-        with (config.out / LOG_FILE).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(entry, allow_nan=False) + "\n")
-        logger.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in entry.items()))
-        return entry
 
     with contextlib.ExitStack() as stack:
         background = None
@@ -538,13 +504,22 @@ def run(
         bar = stack.enter_context(
             tqdm(total=config.steps, initial=done, unit="step", disable=not world.main or None)
         )
-        rate = 0.0
         while True:
             now, stopped = world.agree(seconds(), stop.requested)
             finished = stopped or config.progress(done, now) >= 1
             if logged and (finished or done % config.validate_every == 0):
                 if world.main:
-                    entry = close_period(writer, rate)
+                    pairs = list(validation_pairs(average, validation_images, config))
+                    entry = _means(logged) | measure(pairs)
+                    _check_finite(entry, done, checkpoint)
+                    if entry[score] > best:
+                        best = entry[score]
+                        save_best(average, done)
+                    state = {name: item.state_dict() for name, item in stateful.items()}
+                    state |= {"step": done, "best": best, "seconds": seconds()}
+                    save_checkpoint(state, checkpoint)
+                    entry = {"seconds": round(seconds()), "learning_rate": rate, **entry}
+                    _log(config.out, writer, done, entry, pairs)
                     bar.set_postfix({score: f"{entry[score]:.3f}", "best": f"{best:.3f}"})
                     if background:
                         background.offer(_results(config.out))
@@ -565,14 +540,76 @@ def run(
                 bar.set_description(f"{config.batch * bar.format_dict['rate']:.0f} images/s", False)
 
 
+def _resume(stateful: dict[str, Any], checkpoint: Path, world: World) -> tuple[int, float, float]:
+    """Brings all to the state of the main process's checkpoint, where there is one.
+
+    Returns:
+        Steps done, best score, seconds taken.
+    """
+    state = None
+    if world.main and checkpoint.exists():
+        state = load_checkpoint(checkpoint)
+    state = world.broadcast(state)
+    if state is None:
+        return 0, -math.inf, 0.0
+    try:
+        for name, item in stateful.items():
+            item.load_state_dict(state[name])
+        resumed = state["step"], state["best"], state["seconds"]
+    except torch.OutOfMemoryError:  # a RuntimeError too
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+        raise CheckpointError(
+            f"{checkpoint} is of another stage or optimiser, of networks of another size, or "
+            f"of an older version. Give the settings in {checkpoint.with_name(CONFIG_FILE)} again, "
+            f"or another --out."
+        ) from exc
+    logger.info("resumed at step %d", state["step"])
+    return resumed
+
+
+def _means(logged: list[dict[str, Tensor]]) -> dict[str, float]:
+    return {
+        name: torch.stack([entry[name] for entry in logged]).float().mean().item()
+        for name in logged[0]
+    }
+
+
+def _check_finite(entry: dict[str, float], step: int, checkpoint: Path) -> None:
+    for name, value in entry.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{name} is {value} in the steps before {step}: lower --learning-rate. "
+                f"{_kept(checkpoint)}"
+            )
+
+
+def _kept(checkpoint: Path) -> str:
+    if checkpoint.exists():
+        return f"The last good state is in {checkpoint}."
+    return "There is no good state yet."
+
+
+def _log(
+    out: Path,
+    writer: SummaryWriter,
+    step: int,
+    entry: dict[str, float],
+    pairs: list[tuple[Tensor, Tensor, Tensor]],
+) -> None:
+    """Tells the log, TensorBoard and the user; sample pictures are TensorBoard's alone."""
+    with (out / LOG_FILE).open("a", encoding="utf-8") as log:
+        log.write(json.dumps({"step": step, **entry}, allow_nan=False) + "\n")
+    for name, value in entry.items():
+        writer.add_scalar(name, value, step)
+    add_samples(writer, step, pairs)
+    logger.info("step %d, %s", step, ", ".join(f"{k} {v:.4g}" for k, v in entry.items()))
+
+
 def _results(out: Path) -> dict[str, Path]:
     """What of a run's folder goes to the Hub: path there -> file here."""
     files = [*sorted(out.glob("*.safetensors")), out / CONFIG_FILE, out / LOG_FILE]
     return {f"runs/{out.resolve().name}/{file.name}": file for file in files if file.exists()}
-
-
-def _mean(entries: list[dict[str, Tensor]], name: str) -> float:
-    return torch.stack([entry[name] for entry in entries]).float().mean().item()
 
 
 class _StopOnSignal:
