@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -402,6 +404,28 @@ def test_full_disk_leaves_the_old_checkpoint(data, tmp_path, monkeypatch, error)
         pretrain(config(data, tmp_path))
     assert (tmp_path / LAST_FILE).read_bytes() == before
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_disk_that_is_full_for_tensorboard_first_is_told_with_what_is_kept(
+    data, tmp_path, monkeypatch, capsys
+):
+    """The system refuses to let files grow beyond a size that pictures of validations reach."""
+    settings = {"steps": 60, "validate_every": 1, "generator.channels": 4, "generator.blocks": 1}
+    settings |= {"data": data, "out": tmp_path, "crop": 16, "batch": 2, "device": "cpu"}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
+    try:
+        assert run_main(monkeypatch, *(f"--{k}={v}" for k, v in settings.items())) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"error: can't write to {tmp_path}: .*File too large.* "
+        rf"The last good state is in {tmp_path / LAST_FILE}\.\n",
+        error,
+    ), error
+    step = load_checkpoint(tmp_path / LAST_FILE)["step"]
+    assert 1 < step == entries(tmp_path)[-1]["step"] < 60
 
 
 def test_checkpoints_come_back(tmp_path):

@@ -477,6 +477,7 @@ def run(
 
     Raises:
         TrainingError: a loss or a measurement is not finite; the last checkpoint is from before.
+        TrainingError: another file can't be written.
         CheckpointError: a checkpoint can't be read or written.
     """
     average = moving_average(generator)
@@ -491,6 +492,7 @@ def run(
         return time.monotonic() - started
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_disk_errors_explained(checkpoint))
         background = None
         if world.main and config.push_to:
             background = BackgroundPush(config.push_to, config.push_every)
@@ -590,6 +592,24 @@ def _kept(checkpoint: Path) -> str:
     return "There is no good state yet."
 
 
+@contextlib.contextmanager
+def _disk_errors_explained(checkpoint: Path) -> Iterator[None]:
+    """Names the folder, which an error in writing to an open file doesn't.
+
+    TensorBoard writes in a thread, which would print what the main one is told too.
+    """
+    hook = threading.excepthook
+    threading.excepthook = lambda args: isinstance(args.exc_value, OSError) or hook(args)
+    try:
+        yield
+    except OSError as exc:
+        raise TrainingError(
+            f"can't write to {checkpoint.parent}: {exc}. {_kept(checkpoint)}"
+        ) from exc
+    finally:
+        threading.excepthook = hook
+
+
 def _log(
     out: Path,
     writer: SummaryWriter,
@@ -603,6 +623,7 @@ def _log(
     for name, value in entry.items():
         writer.add_scalar(name, value, step)
     add_samples(writer, step, pairs)
+    writer.flush()
     logger.info("step %d, %s", step, ", ".join(f"{k} {v:.4g}" for k, v in entry.items()))
 
 
