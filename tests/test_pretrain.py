@@ -472,6 +472,7 @@ def test_checkpoint_of_another_network_is_refused(data, uninterrupted):
         ({"clip": float("inf")}, "clip must be finite, got inf"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
+        ({"beta2": 1.0}, r"beta2 must be in \[0, 1\)"),
         ({"push_every": 5.0}, "push_every needs push_to"),
         ({"push_every": 0.0, "push_to": "user/repo"}, "push_every must be positive"),
         ({"push_to": "repo"}, "push_to must be user/repo or user/repo@branch, got 'repo'"),

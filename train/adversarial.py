@@ -36,6 +36,7 @@ from train.loop import (
     fix_batch_norm,
     join_world,
     load_data,
+    make_adam,
     make_optimizers,
     make_sampler,
     mean_psnr,
@@ -131,38 +132,27 @@ class AdversarialConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PaperConfig(AdversarialConfig):
-    """Settings of stage 2, with the defaults of Ledig et al. 2017."""
+    """Settings of stage 2, with the defaults of Ledig et al. 2017.
+
+    Deviations: warm-up and half a cosine instead of 1e5 steps at a learning rate of 1e-4 and 1e5 at
+    1e-5; the result is a moving average of the weights, with its colours centred
+    (`train.loop.center_colors`). In several processes the statistics of BN are each one's own.
+    """
 
     ON_CPU = ON_GPU = 16, 1e-4
 
     candidates: int = 1
-    """Random crops looked at for each that is learnt from, the one with the most detail: most of a
-    photograph is flat, and teaches nothing. With 1 all crops are equally likely."""
     perceptual: Literal["normalized", "relative", "paper"] = "paper"
-    """VGG loss: the paper's squared error of φ5,4 / 12.75, for the Caffe release's weights; or, for
-    any, of several layers the squared error of the features' directions, or the mean absolute error
-    relative to their magnitude."""
     perceptual_shift: int = 0
-    """Largest random shift of what VGG sees of a crop, whose side is smaller by as much, so that
-    the positions of its pooling can't be learnt (Kettunen et al. 2019, E-LPIPS)."""
     pixel_weight: float = 0.0
-    """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
     stationarity_weight: float = 0.0
-    """Weight against texture that is locked to the low-res grid, checkerboards and hatching
-    (`train.losses.stationarity_loss`)."""
     spectrum_weight: float = 0.0
-    """Weight against texture of another spectrum than that of originals, as horizontal and vertical
-    strokes (`train.losses.spectrum_loss`)."""
     adversarial_weight: float = 1e-3
-    """Weight of the adversarial loss."""
     relativistic: bool = False
-    """Relativistic average discriminator (Jolicoeur-Martineau 2018)."""
     normalization: Literal["batch", "spectral", "none"] = "batch"
-    """In the discriminator: BN as in the paper, or spectral (Miyato et al. 2018)."""
     batch_norm: Literal["fixed", "batch"] = "batch"
-    """Statistics of the generator's BN: those of each batch as in the paper, or of stage 1."""
     optimizer: Literal["muon", "adam"] = "adam"
-    """Of the generator's convolutions between hidden layers; all else is Adam's."""
+    beta2: float = 0.999
     clip: float | None = None
 
 
@@ -201,7 +191,7 @@ def adversarial(config: AdversarialConfig) -> float:
         if config.batch_norm == "fixed":
             fix_batch_norm(generator)
         optimizers = make_optimizers(config, generator, device)
-        opponent = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.99), fused=True)
+        discriminator_optimizer = make_adam(config, discriminator.parameters())
         enlarge = world.wrap(torch.compile(generator) if config.compile else generator)
         judge = world.wrap(discriminator)
 
@@ -260,7 +250,9 @@ def adversarial(config: AdversarialConfig) -> float:
             )
             if config.r1 > 0:
                 opponent_loss = opponent_loss + config.r1 / 2 * r1_penalty(real, hr)
-            opponent_norm = update([opponent], opponent_loss, discriminator, config.clip)
+            opponent_norm = update(
+                [discriminator_optimizer], opponent_loss, discriminator, config.clip
+            )
 
             logged = {name: value.detach() for name, (_, value) in losses.items()}
             logged |= {"loss": loss.detach(), "gradient_norm": norm}
@@ -288,11 +280,11 @@ def adversarial(config: AdversarialConfig) -> float:
             generator=generator,
             stateful={
                 "discriminator": discriminator,
-                "opponent": opponent,
+                "discriminator_optimizer": discriminator_optimizer,
                 "sampler": sampler,
                 **optimizers,
             },
-            optimizers=[*optimizers.values(), opponent],
+            optimizers=[*optimizers.values(), discriminator_optimizer],
             step=step,
             validation_images=validation_images,
             measure=measure,

@@ -81,6 +81,8 @@ class TrainingConfig:
     1e-4 in stage 2."""
     optimizer: Literal["muon", "adam"] = "muon"
     """Of the generator's convolutions between hidden layers; all else is Adam's."""
+    beta2: float = 0.99
+    """Adam's decay a step of the mean square of the gradients."""
     warmup: int = 200
     """Steps in which the learning rate rises, or a twentieth of the training if that is shorter."""
     ema: float = 0.999
@@ -122,8 +124,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        for name in ("ema", "beta2"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
         if self.push_to and not HUB_SPEC.fullmatch(self.push_to):
             raise ValueError(f"push_to must be user/repo or user/repo@branch, got {self.push_to!r}")
         if self.push_every and not self.push_to:
@@ -361,12 +365,17 @@ def make_optimizers(
     for parameter in generator.parameters():
         hidden = parameter.dim() == 4 and min(parameter.shape[:2]) > 3  # 3 are the colours
         (matrices if hidden and config.optimizer == "muon" else others).append(parameter)
-    rate = config.learning_rate
-    optimizers = {"adam": torch.optim.Adam(others, lr=rate, betas=(0.9, 0.99), fused=True)}
+    optimizers = {"adam": make_adam(config, others)}
     if matrices:
         dtype = torch.bfloat16 if use_bf16(config, device) else torch.float32
-        optimizers["muon"] = Muon(matrices, learning_rate=rate, dtype=dtype)
+        optimizers["muon"] = Muon(matrices, learning_rate=config.learning_rate, dtype=dtype)
     return optimizers
+
+
+def make_adam(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
+    """Adam as configured."""
+    betas = 0.9, config.beta2
+    return torch.optim.Adam(parameters, lr=config.learning_rate, betas=betas, fused=True)
 
 
 def moving_average(generator: Generator) -> Generator:
