@@ -13,6 +13,7 @@ the two is an option. The same command again resumes a run that was stopped.
 import copy
 import logging
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,7 @@ from train.loop import (
     use_bf16,
 )
 from train.losses import (
+    batch_mean,
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
@@ -113,6 +115,10 @@ class AdversarialConfig(TrainingConfig):
     batch_norm: Literal["fixed", "batch"] = "fixed"
     """Statistics of the generator's BN: those of stage 1, or of each batch as in the paper."""
 
+    def weight(self, loss: str) -> float:
+        """Of one of `generator_losses`."""
+        return getattr(self, f"{loss}_weight")
+
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.perceptual_shift <= self.crop - VGG_SIDE:
@@ -156,6 +162,48 @@ class PaperConfig(AdversarialConfig):
     clip: float | None = None
 
 
+def generator_losses(
+    config: AdversarialConfig,
+    vgg: VGG19,
+    sr: Tensor,
+    hr: Tensor,
+    seen: Sequence[Tensor],
+    real: tuple[Tensor, list[Tensor]],
+    fake: tuple[Tensor, list[Tensor]],
+    mean: Callable[[Tensor], Tensor] = batch_mean,
+) -> dict[str, Tensor]:
+    """Those of the generator's losses that have a weight, by name.
+
+    Args:
+        config: names the weights.
+        vgg: in the precision that is multiplied in.
+        sr, hr: (N, 3, H, W) float32 in [0, 1].
+        seen: what VGG sees of these.
+        real, fake: what the discriminator returns for hr and for sr.
+        mean: over the whole batch, where this is a process's share of it.
+    """
+
+    def perceptual() -> Tensor:
+        with autocast(config, sr.device):
+            if config.perceptual == "paper":
+                return paper_vgg_loss(vgg, *seen)
+            return LAYERED_LOSSES[config.perceptual](vgg, *seen, config.perceptual_layers, mean)
+
+    def adversarial() -> Tensor:
+        logits = real[0].float(), fake[0].float()
+        return generator_loss(*logits, relativistic=config.relativistic, mean=mean)
+
+    losses = {
+        "perceptual": perceptual,
+        "pixel": lambda: F.l1_loss(sr, hr),
+        "stationarity": lambda: stationarity_loss(sr, mean),
+        "spectrum": lambda: spectrum_loss(sr, hr, mean),
+        "adversarial": adversarial,
+        "feature_matching": lambda: feature_matching_loss(real[1], fake[1]),
+    }
+    return {name: loss() for name, loss in losses.items() if config.weight(name)}
+
+
 def adversarial(config: AdversarialConfig) -> float:
     """Trains; `config.out` then holds the best weights as `srgan-x4.safetensors`.
 
@@ -192,8 +240,8 @@ def adversarial(config: AdversarialConfig) -> float:
             fix_batch_norm(generator)
         optimizers = make_optimizers(config, generator, device)
         discriminator_optimizer = make_adam(config, discriminator.parameters())
-        enlarge = world.wrap(torch.compile(generator) if config.compile else generator)
-        judge = world.wrap(discriminator)
+        ddp_generator = world.wrap(torch.compile(generator) if config.compile else generator)
+        ddp_discriminator = world.wrap(discriminator)
 
         def step() -> dict[str, Tensor]:
             lr, hr = sampler.next()
@@ -202,65 +250,35 @@ def adversarial(config: AdversarialConfig) -> float:
             # -------------------------------------------------------- generator
             discriminator.requires_grad_(False)
             with autocast(config, device), cached():  # spectral weights are computed once
-                sr = enlarge(lr).float()
-                fake, fake_activations = discriminator(sr)
+                sr = ddp_generator(lr).float()
+                fake = discriminator(sr)
                 with torch.no_grad():
-                    real, real_activations = discriminator(hr)
-
-            def perceptual_loss() -> Tensor:
-                seen = sampler.shifted(sr, hr, by=config.perceptual_shift)
-                with autocast(config, device):
-                    if config.perceptual == "paper":
-                        return paper_vgg_loss(loss_vgg, *seen)
-                    layered = LAYERED_LOSSES[config.perceptual]
-                    return layered(loss_vgg, *seen, config.perceptual_layers, world.mean)
-
-            def adversarial_loss() -> Tensor:
-                return generator_loss(
-                    real.float(), fake.float(), relativistic=config.relativistic, mean=world.mean
-                )
-
-            terms = {
-                "perceptual": (config.perceptual_weight, perceptual_loss),
-                "pixel": (config.pixel_weight, lambda: F.l1_loss(sr, hr)),
-                "stationarity": (
-                    config.stationarity_weight,
-                    lambda: stationarity_loss(sr, world.mean),
-                ),
-                "spectrum": (config.spectrum_weight, lambda: spectrum_loss(sr, hr, world.mean)),
-                "adversarial": (config.adversarial_weight, adversarial_loss),
-                "feature_matching": (
-                    config.feature_matching_weight,
-                    lambda: feature_matching_loss(real_activations, fake_activations),
-                ),
-            }
-            losses = {name: (weight, term()) for name, (weight, term) in terms.items() if weight}
-            loss = sum(weight * value for weight, value in losses.values())
+                    real = discriminator(hr)
+            seen = sampler.shifted(sr, hr, by=config.perceptual_shift)
+            losses = generator_losses(config, loss_vgg, sr, hr, seen, real, fake, world.mean)
+            loss = sum(config.weight(name) * value for name, value in losses.items())
             norm = update(optimizers.values(), loss, generator, config.clip)
 
             # ---------------------------------------------------- discriminator
             discriminator.requires_grad_(True)
             hr.requires_grad_(config.r1 > 0)
             with autocast(config, device), cached():
-                real, _ = judge(hr)
-                fake, _ = judge(sr.detach())
-            real, fake = real.float(), fake.float()
-            opponent_loss = discriminator_loss(
-                real, fake, relativistic=config.relativistic, mean=world.mean
-            )
+                real = ddp_discriminator(hr)[0].float()
+                fake = ddp_discriminator(sr.detach())[0].float()
+            relativistic = config.relativistic
+            against = discriminator_loss(real, fake, relativistic=relativistic, mean=world.mean)
             if config.r1 > 0:
-                opponent_loss = opponent_loss + config.r1 / 2 * r1_penalty(real, hr)
-            opponent_norm = update(
-                [discriminator_optimizer], opponent_loss, discriminator, config.clip
+                against = against + config.r1 / 2 * r1_penalty(real, hr)
+            discriminator_norm = update(
+                [discriminator_optimizer], against, discriminator, config.clip
             )
 
-            logged = {name: value.detach() for name, (_, value) in losses.items()}
-            logged |= {"loss": loss.detach(), "gradient_norm": norm}
-            logged |= {"discriminator": opponent_loss.detach()}
-            logged |= {"discriminator_gradient_norm": opponent_norm}
             # Share of its right answers: at 1 the generator learns nothing from it.
             right = ((real > fake.mean()).float().mean() + (fake < real.mean()).float().mean()) / 2
-            return logged | {"discriminator_right": right.detach()}
+            logged = {"loss": loss, "gradient_norm": norm, "discriminator": against}
+            logged |= {"discriminator_gradient_norm": discriminator_norm}
+            logged |= {"discriminator_right": right}
+            return {name: value.detach() for name, value in (losses | logged).items()}
 
         def measure(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
             distance = sum(feature_distances(vgg, [sr], hr)[0] for _, sr, hr in pairs) / len(pairs)
