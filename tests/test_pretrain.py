@@ -5,13 +5,13 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from srgan.generator import GeneratorConfig
 from srgan.metrics import psnr_y
 from srgan.weights import SRRESNET_FILE, load_weights
+from tests.runs import assert_equal, assert_same_state, entries
 from tests.torchrun import launch
 from train import pretrain as module
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
-from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE, CropSampler
+from train.data import CropSampler
 from train.loop import (
     CONFIG_FILE,
     LOG_FILE,
@@ -39,25 +40,6 @@ from train.loop import (
 from train.pretrain import PretrainConfig, pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
-SIDE = 80
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A prepared dataset of four smooth random images, one of them for validation."""
-    folder = tmp_path_factory.mktemp("prepared")
-    random = np.random.default_rng(0)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    images = [
-        np.stack([127 + 100 * np.sin(rows * a + columns * b) for a, b in waves], 2).astype(np.uint8)
-        for waves in random.uniform(0.05, 0.7, (4, 3, 2))
-    ]
-    (folder / IMAGES_FILE).write_bytes(b"".join(image.tobytes() for image in images))
-    size = 3 * SIDE**2
-    np.save(folder / INDEX_FILE, [(i * size, SIDE, SIDE, int(i == 3)) for i in range(4)])
-    manifest = {"images": [{"name": f"{i}.png"} for i in range(4)]}
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
-    return folder
 
 
 def config(data: Path, out: Path, **settings) -> PretrainConfig:
@@ -82,34 +64,6 @@ def uninterrupted(data, tmp_path_factory) -> Path:
     return out
 
 
-def entries(out: Path) -> list[dict]:
-    """The log, without what the clock decides."""
-    lines = (out / LOG_FILE).read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def assert_same_state(a: Path, b: Path) -> None:
-    left, right = (load_checkpoint(out / LAST_FILE) for out in (a, b))
-    assert left.keys() == right.keys()
-    for name in left.keys() - {"seconds"}:
-        assert_equal(left[name], right[name])
-
-
-def assert_equal(a, b) -> None:
-    """Bit-identical, through all nesting."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
-
 # ------------------------------------------------------------------------------------- training
 
 
@@ -124,6 +78,15 @@ def test_run_leaves_weights_log_settings_and_checkpoint(data, uninterrupted):
     assert (settings["steps"], settings["data"]) == (8, str(data))
     assert list(uninterrupted.glob("events.out.tfevents.*"))
     assert not list(uninterrupted.glob("*.part"))
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_run_learns_the_same(data, uninterrupted, tmp_path):
+    pretrain(config(data, tmp_path, compile=True))
+    for compiled, eager in zip(entries(tmp_path), entries(uninterrupted), strict=True):
+        assert compiled == pytest.approx(eager, rel=1e-3)
 
 
 def test_returns_the_best_score(data, tmp_path):
