@@ -1,5 +1,6 @@
 """Stage 2 on tiny networks, and training in two processes."""
 
+import contextlib
 import json
 import math
 import os
@@ -10,15 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import vgg19
 
 from srgan.generator import Generator, GeneratorConfig
 from srgan.weights import SRGAN_FILE, SRRESNET_FILE, save_generator
 from tests.runs import assert_same_state, entries
 from tests.torchrun import launch
+from train import adversarial as stage
+from train import losses
 from train.adversarial import AdversarialConfig, PaperConfig, adversarial
 from train.checkpoint import LAST_FILE
-from train.loop import CONFIG_FILE, TrainingError, center_colors, update
+from train.discriminator import Discriminator
+from train.loop import CONFIG_FILE, TrainingError, center_colors, fix_batch_norm, update
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,8 +90,8 @@ def test_weights_are_saved_with_centered_colors(tmp_path, settings, monkeypatch)
 
 @pytest.mark.parametrize("perceptual", ["normalized", "relative", "paper"])
 def test_every_option_takes_part(tmp_path, settings, perceptual):
-    losses = ("perceptual", "pixel", "stationarity", "spectrum", "adversarial", "feature_matching")
-    weights = dict(zip(losses, (1.0, 0.5, 20.0, 0.3, 0.01, 0.1), strict=True))
+    names = ("perceptual", "pixel", "stationarity", "spectrum", "adversarial", "feature_matching")
+    weights = dict(zip(names, (1.0, 0.5, 20.0, 0.3, 0.01, 0.1), strict=True))
     options = {
         **{f"{loss}_weight": weight for loss, weight in weights.items()},
         "r1": 1.0,
@@ -101,6 +106,55 @@ def test_every_option_takes_part(tmp_path, settings, perceptual):
     assert all(math.isfinite(value) for value in entry.values())
     total = sum(weight * entry[loss] for loss, weight in weights.items())
     assert entry["loss"] == pytest.approx(total, rel=1e-4)
+
+
+@contextlib.contextmanager
+def cuda_autocast(*_):
+    """What `torch.autocast` does on a machine that has CUDA, to bfloat16."""
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cuda", before)
+
+
+@pytest.mark.parametrize("normalization", ["spectral", "batch", "none"])
+@pytest.mark.parametrize("perceptual", ["normalized", "relative", "paper"])
+def test_losses_fit_a_gpus_devices_and_precisions(monkeypatch, perceptual, normalization):
+    """On tensors that have a device, a type and a shape, but no values."""
+    monkeypatch.setattr(stage, "autocast", cuda_autocast)
+    monkeypatch.setattr(losses, "_binomial", losses._binomial.__wrapped__)  # keeps nothing
+    options = {"perceptual": perceptual, "feature_matching_weight": 1.0}
+    config = AdversarialConfig(data=Path(), out=Path(), init=Path(), steps=1, **options)
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            generator = Generator(GeneratorConfig(channels=8, blocks=1), reindexed_head=True)
+            fix_batch_norm(generator)
+            discriminator = Discriminator(32, normalization=normalization, width=0.125)
+            features = torch.nn.Conv2d(3, 8, 3)  # instead of VGG19's
+            lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+        with cuda_autocast():
+            sr = generator(lr)
+            real, fake = discriminator(hr), discriminator(sr.float())
+        assert sr.dtype == real[0].dtype == fake[1][0].dtype == torch.bfloat16
+        values = stage.generator_losses(
+            config,
+            lambda images, layers: [features(images) for _ in layers],
+            sr.float(),
+            hr,
+            (sr.float(), hr),
+            real,
+            fake,
+        )
+        logits = real[0].float(), fake[0].float()
+        values["discriminator"] = losses.discriminator_loss(*logits, relativistic=True)
+        for value in values.values():
+            assert (value.device.type, value.dtype, value.shape) == ("cuda", torch.float32, ())
 
 
 @pytest.mark.parametrize("shift", [-1, 17])
