@@ -8,9 +8,11 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 # The same on every processor; also where a fixture of a module makes an Upscaler.
 os.environ["SRGAN_PRECISION"] = "float32"
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
@@ -18,6 +20,7 @@ from huggingface_hub import constants
 from torch import nn
 
 from srgan import Generator, GeneratorConfig, save_weights
+from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE
 
 TINY = GeneratorConfig(channels=8, blocks=2)
 
@@ -70,6 +73,25 @@ def tiny_photo_weights(make_generator, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photo-weights")
     networks = make_generator(1), make_generator(2)
     save_weights(folder, *networks, photo=make_generator(5), adversarial=True, detail=0.75)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A prepared dataset of four smooth random images, one of them for validation."""
+    folder = tmp_path_factory.mktemp("prepared")
+    side = 80
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:side, :side]
+    images = [
+        np.stack([127 + 100 * np.sin(rows * a + columns * b) for a, b in waves], 2).astype(np.uint8)
+        for waves in random.uniform(0.05, 0.7, (4, 3, 2))
+    ]
+    (folder / IMAGES_FILE).write_bytes(b"".join(image.tobytes() for image in images))
+    size = 3 * side**2
+    np.save(folder / INDEX_FILE, [(i * size, side, side, int(i == 3)) for i in range(4)])
+    manifest = {"images": [{"name": f"{i}.png"} for i in range(4)]}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
     return folder
 
 

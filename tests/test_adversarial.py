@@ -1,5 +1,6 @@
 """Stage 2 on tiny networks, and training in two processes."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,39 +8,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import vgg19
 
 from srgan.generator import Generator, GeneratorConfig
 from srgan.weights import SRGAN_FILE, SRRESNET_FILE, save_generator
+from tests.runs import assert_same_state, entries
 from tests.torchrun import launch
+from train import adversarial as stage
+from train import losses
 from train.adversarial import AdversarialConfig, PaperConfig, adversarial
 from train.checkpoint import LAST_FILE
-from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE
-from train.loop import LOG_FILE, TrainingError, center_colors
+from train.discriminator import Discriminator
+from train.loop import CONFIG_FILE, TrainingError, center_colors, fix_batch_norm, update
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A prepared dataset of three smooth random images, one of them for validation."""
-    folder = tmp_path_factory.mktemp("prepared")
-    random = np.random.default_rng(0)
-    images = []
-    for _ in range(3):
-        waves = random.uniform(0.02, 0.4, (3, 2)) @ np.mgrid[:72, :80].reshape(2, -1)
-        image = (127 + 100 * np.sin(waves)).reshape(3, 72, 80).transpose(1, 2, 0)
-        images.append(np.ascontiguousarray(image.astype(np.uint8)))
-    (folder / IMAGES_FILE).write_bytes(b"".join(image.tobytes() for image in images))
-    index = [(i * images[0].size, 72, 80, int(i == 2)) for i in range(3)]
-    np.save(folder / INDEX_FILE, np.array(index, dtype=np.int64))
-    manifest = {"images": [{"name": f"{i}.png"} for i in range(3)]}
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +52,13 @@ def settings(data, tmp_path_factory):
     }
 
 
-def entries(folder):
-    return [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
-
-
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("preset", [AdversarialConfig, PaperConfig])
 def test_both_presets_train_and_write_weights(tmp_path, settings, preset, precision):
     config = preset(**{**settings, "precision": precision}, out=tmp_path, steps=2)
     distance = adversarial(config)
     (entry,) = entries(tmp_path)
+    json.loads((tmp_path / CONFIG_FILE).read_text(), parse_constant=pytest.fail)
     assert distance == pytest.approx(entry["vgg19"])
     assert entry["step"] == 2
     before, after = load_file(settings["init"]), load_file(tmp_path / SRGAN_FILE)
@@ -100,15 +83,15 @@ def test_weights_are_saved_with_centered_colors(tmp_path, settings, monkeypatch)
         "train.adversarial.center_colors", lambda network, _: network.head.bias.data.add_(shift)
     )
     adversarial(AdversarialConfig(**settings, out=tmp_path, steps=2))
-    average = torch.load(tmp_path / LAST_FILE, weights_only=True)["average"]["module.head.bias"]
+    average = torch.load(tmp_path / LAST_FILE, weights_only=True)["average"]["head.bias"]
     saved = load_file(tmp_path / SRGAN_FILE)["head.bias"]
     torch.testing.assert_close(saved, average + shift)
 
 
 @pytest.mark.parametrize("perceptual", ["normalized", "relative", "paper"])
 def test_every_option_takes_part(tmp_path, settings, perceptual):
-    losses = ("perceptual", "pixel", "stationarity", "spectrum", "adversarial", "feature_matching")
-    weights = dict(zip(losses, (1.0, 0.5, 20.0, 0.3, 0.01, 0.1), strict=True))
+    names = ("perceptual", "pixel", "stationarity", "spectrum", "adversarial", "feature_matching")
+    weights = dict(zip(names, (1.0, 0.5, 20.0, 0.3, 0.01, 0.1), strict=True))
     options = {
         **{f"{loss}_weight": weight for loss, weight in weights.items()},
         "r1": 1.0,
@@ -123,6 +106,55 @@ def test_every_option_takes_part(tmp_path, settings, perceptual):
     assert all(math.isfinite(value) for value in entry.values())
     total = sum(weight * entry[loss] for loss, weight in weights.items())
     assert entry["loss"] == pytest.approx(total, rel=1e-4)
+
+
+@contextlib.contextmanager
+def cuda_autocast(*_):
+    """What `torch.autocast` does on a machine that has CUDA, to bfloat16."""
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cuda", before)
+
+
+@pytest.mark.parametrize("normalization", ["spectral", "batch", "none"])
+@pytest.mark.parametrize("perceptual", ["normalized", "relative", "paper"])
+def test_losses_fit_a_gpus_devices_and_precisions(monkeypatch, perceptual, normalization):
+    """On tensors that have a device, a type and a shape, but no values."""
+    monkeypatch.setattr(stage, "autocast", cuda_autocast)
+    monkeypatch.setattr(losses, "_binomial", losses._binomial.__wrapped__)  # keeps nothing
+    options = {"perceptual": perceptual, "feature_matching_weight": 1.0}
+    config = AdversarialConfig(data=Path(), out=Path(), init=Path(), steps=1, **options)
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            generator = Generator(GeneratorConfig(channels=8, blocks=1), reindexed_head=True)
+            fix_batch_norm(generator)
+            discriminator = Discriminator(32, normalization=normalization, width=0.125)
+            features = torch.nn.Conv2d(3, 8, 3)  # instead of VGG19's
+            lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32)
+        with cuda_autocast():
+            sr = generator(lr)
+            real, fake = discriminator(hr), discriminator(sr.float())
+        assert sr.dtype == real[0].dtype == fake[1][0].dtype == torch.bfloat16
+        values = stage.generator_losses(
+            config,
+            lambda images, layers: [features(images) for _ in layers],
+            sr.float(),
+            hr,
+            (sr.float(), hr),
+            real,
+            fake,
+        )
+        logits = real[0].float(), fake[0].float()
+        values["discriminator"] = losses.discriminator_loss(*logits, relativistic=True)
+        for value in values.values():
+            assert (value.device.type, value.dtype, value.shape) == ("cuda", torch.float32, ())
 
 
 @pytest.mark.parametrize("shift", [-1, 17])
@@ -159,12 +191,8 @@ def test_resumed_run_matches_uninterrupted_run(tmp_path, settings):
     assert [entry["step"] for entry in entries(parts)] == [2]
     adversarial(AdversarialConfig(**settings, out=parts, steps=4))
 
-    for ours, theirs in zip(entries(parts), entries(whole), strict=True):
-        ours.pop("seconds"), theirs.pop("seconds")
-        assert ours == theirs
-    states = [torch.load(folder / LAST_FILE, weights_only=True) for folder in (whole, parts)]
-    for name, value in states[0]["generator"].items():
-        assert torch.equal(value, states[1]["generator"][name]), name
+    assert entries(parts) == entries(whole)
+    assert_same_state(parts, whole)
 
 
 def test_diverged_run_stops_with_its_cause_and_keeps_the_checkpoint(tmp_path, settings):
@@ -178,6 +206,18 @@ def test_diverged_run_stops_with_its_cause_and_keeps_the_checkpoint(tmp_path, se
     with pytest.raises(TrainingError, match=r"is nan in the steps before 4.*learning-rate"):
         adversarial(AdversarialConfig(**settings, out=tmp_path, steps=4))
     assert (tmp_path / LAST_FILE).read_bytes() == spoilt != good
+
+
+def test_discriminator_that_diverges_in_the_last_step_is_not_kept(tmp_path, settings, monkeypatch):
+    def spoil(optimizers, loss, network, clip):
+        return update(optimizers, loss * math.nan if len(optimizers) == 1 else loss, network, clip)
+
+    adversarial(AdversarialConfig(**settings, out=tmp_path, steps=2))
+    good = (tmp_path / LAST_FILE).read_bytes()
+    monkeypatch.setattr("train.adversarial.update", spoil)
+    with pytest.raises(TrainingError, match="discriminator_gradient_norm is nan in the steps"):
+        adversarial(AdversarialConfig(**settings, out=tmp_path, steps=3))
+    assert (tmp_path / LAST_FILE).read_bytes() == good
 
 
 @pytest.mark.parametrize(
@@ -244,11 +284,11 @@ def test_two_processes_with_half_the_batch_train_like_one(tmp_path, data):
 
 def test_two_processes_play_against_the_whole_batch(tmp_path, settings):
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    arguments += ["--steps=1", "--normalization=none"]
+    arguments += ["--steps=1", "--r1=1"]
     one, two = train_in_one_and_in_two(tmp_path, "train.adversarial", ["ours", *arguments])
     assert_same_gradients(one["adam"], two["adam"])
     assert_same_gradients(one["muon"], two["muon"])
-    assert_same_gradients(one["opponent"], two["opponent"])
+    assert_same_gradients(one["discriminator_optimizer"], two["discriminator_optimizer"])
 
 
 def test_two_processes_run_the_adversarial_stage(tmp_path, settings):

@@ -270,6 +270,13 @@ def test_the_step_of_the_best_weights_is_told(tmp_path, runs):
     assert "- SRGAN: 1,234 steps in 10 minutes, the weights those of step 1,000, with" in text
 
 
+def test_settings_that_json_does_not_know_are_not_published(tmp_path, runs):
+    (runs / "srresnet" / loop.CONFIG_FILE).write_text('{"clip": Infinity}')
+    with pytest.raises(ValueError, match="JSON"):
+        build(BuildConfig(out=tmp_path / "out", srresnet=runs / "srresnet"))
+    assert "Infinity" not in (tmp_path / "out" / CONFIG_FILE).read_text()
+
+
 def test_without_the_adversarial_stage_config_and_card_say_so(tmp_path, runs):
     build(BuildConfig(out=tmp_path / "out", srresnet=runs / "srresnet"))
     weights = load_weights(tmp_path / "out")

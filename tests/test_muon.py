@@ -86,6 +86,25 @@ def test_a_saved_optimizer_goes_on_as_if_it_had_not_been_saved():
     assert torch.equal(one.weight, two.weight)
 
 
+def test_a_step_is_the_formulas_for_each_of_several_matrices():
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 12, 1)]
+    convolutions[0].to(memory_format=torch.channels_last)
+    weights = [conv.weight for conv in convolutions]
+    expected, means = [w.detach().clone() for w in weights], [0.0] * 3
+    muon = Muon(weights, learning_rate=0.01, momentum=0.9)
+    for _ in range(3):
+        for i, weight in enumerate(weights):
+            weight.grad = torch.randn_like(weight)
+            means[i] = 0.9 * means[i] + 0.1 * weight.grad
+            look = 0.1 * weight.grad + 0.9 * means[i]
+            step = orthogonalize(look.flatten(1)[None])[0].view_as(weight)
+            expected[i] -= 0.01 * MAGNITUDE * max(look.flatten(1).shape) ** 0.5 * step
+        muon.step()
+    for weight, value in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.detach(), value, rtol=0, atol=1e-5)
+
+
 def test_parameters_without_gradients_are_left_alone():
     weight = nn.Parameter(torch.ones(2, 2))
     Muon([weight], learning_rate=1.0).step()

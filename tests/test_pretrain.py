@@ -3,23 +3,27 @@
 import errno
 import json
 import os
+import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from srgan.generator import GeneratorConfig
+from srgan.metrics import psnr_y
 from srgan.weights import SRRESNET_FILE, load_weights
+from tests.runs import assert_equal, assert_same_state, entries
 from tests.torchrun import launch
 from train import pretrain as module
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
-from train.data import IMAGES_FILE, INDEX_FILE, MANIFEST_FILE, CropSampler
+from train.data import CropSampler
 from train.loop import (
     CONFIG_FILE,
     LOG_FILE,
@@ -27,31 +31,15 @@ from train.loop import (
     fix_batch_norm,
     join_world,
     make_optimizers,
+    mean_psnr,
     measure_batch_norm,
+    moving_average,
+    update_average,
     use_bf16,
 )
 from train.pretrain import PretrainConfig, pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
-SIDE = 80
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A prepared dataset of four smooth random images, one of them for validation."""
-    folder = tmp_path_factory.mktemp("prepared")
-    random = np.random.default_rng(0)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    images = [
-        np.stack([127 + 100 * np.sin(rows * a + columns * b) for a, b in waves], 2).astype(np.uint8)
-        for waves in random.uniform(0.05, 0.7, (4, 3, 2))
-    ]
-    (folder / IMAGES_FILE).write_bytes(b"".join(image.tobytes() for image in images))
-    size = 3 * SIDE**2
-    np.save(folder / INDEX_FILE, [(i * size, SIDE, SIDE, int(i == 3)) for i in range(4)])
-    manifest = {"images": [{"name": f"{i}.png"} for i in range(4)]}
-    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
-    return folder
 
 
 def config(data: Path, out: Path, **settings) -> PretrainConfig:
@@ -76,34 +64,6 @@ def uninterrupted(data, tmp_path_factory) -> Path:
     return out
 
 
-def entries(out: Path) -> list[dict]:
-    """The log, without what the clock decides."""
-    lines = (out / LOG_FILE).read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-
-
-def assert_same_state(a: Path, b: Path) -> None:
-    left, right = (load_checkpoint(out / LAST_FILE) for out in (a, b))
-    assert left.keys() == right.keys()
-    for name in left.keys() - {"seconds"}:
-        assert_equal(left[name], right[name])
-
-
-def assert_equal(a, b) -> None:
-    """Bit-identical, through all nesting."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
-
-
 # ------------------------------------------------------------------------------------- training
 
 
@@ -118,6 +78,15 @@ def test_run_leaves_weights_log_settings_and_checkpoint(data, uninterrupted):
     assert (settings["steps"], settings["data"]) == (8, str(data))
     assert list(uninterrupted.glob("events.out.tfevents.*"))
     assert not list(uninterrupted.glob("*.part"))
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_run_learns_the_same(data, uninterrupted, tmp_path):
+    pretrain(config(data, tmp_path, compile=True))
+    for compiled, eager in zip(entries(tmp_path), entries(uninterrupted), strict=True):
+        assert compiled == pytest.approx(eager, rel=1e-3)
 
 
 def test_returns_the_best_score(data, tmp_path):
@@ -190,6 +159,49 @@ def test_of_two_processes_one_tells_how_it_goes(data, tmp_path):
     assert "FutureWarning" not in first + second
 
 
+@pytest.mark.parametrize("length", [{"steps": 100}, {"steps": None, "minutes": 10.0}])
+def test_warm_up_takes_a_twentieth_of_a_short_training(data, tmp_path, length):
+    """Here of 100 steps or 10 minutes, 6 seconds a step."""
+    settings = config(data, tmp_path, warmup=200, **length)
+    rates = [settings.rate(step, 6.0 * step) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 200)
+    assert rates[:6] == sorted(rates[:6])
+    assert rates[5] > 0.99
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_long_training_warms_up_for_the_steps_that_were_asked_for(data, tmp_path):
+    settings = config(data, tmp_path, warmup=200, steps=10**6)
+    rates = [settings.rate(step, 0.0) for step in range(201)]
+    assert rates[99] == pytest.approx(0.5, rel=1e-3)
+    assert rates[199] == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("steps, ema", [(300, 0.999), (50, 0.5)])
+def test_average_leaves_its_start_behind_and_has_the_length_that_was_asked_for(
+    data, tmp_path, make_generator, steps, ema
+):
+    settings = config(data, tmp_path, ema=ema)
+    start, generator = make_generator(0), make_generator(1)
+    average = moving_average(start)
+    for step in range(steps):
+        update_average(average, generator, settings.decay(step))
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    torch.testing.assert_close(average.state_dict(), generator.state_dict())
+    assert settings.decay(10**6) == ema
+
+
+def test_average_moves_statistics_with_the_weights_and_copies_counters(make_generator):
+    start, generator = make_generator(0), make_generator(1)
+    generator.bn.num_batches_tracked.fill_(7)
+    average = moving_average(start)
+    update_average(average, generator, 0.75)
+    states = (module.state_dict() for module in (average, start, generator))
+    for averaged, before, current in zip(*(state.values() for state in states), strict=True):
+        expected = 0.75 * before + 0.25 * current if before.is_floating_point() else current
+        torch.testing.assert_close(averaged, expected)
+
+
 # ------------------------------------------------------------------------------------- resuming
 
 
@@ -258,6 +270,15 @@ pretrain(config(Path({str(data)!r}), Path({str(tmp_path)!r})))
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_processes_that_share_no_disk_all_resume_from_the_first_ones_checkpoint(data, tmp_path):
+    pretrain(config(data, tmp_path / "0", steps=2))
+    options = {"data": data, "out": tmp_path / "{rank}", "steps": 4, "crop": 16, "batch": 2}
+    options |= {"device": "cpu", "generator.channels": 4, "generator.blocks": 1}
+    launch(2, "train.pretrain", [f"--{name}={value}" for name, value in options.items()])
+    assert [entry["step"] for entry in entries(tmp_path / "0")] == [2, 4]
+    assert not (tmp_path / "1").exists()
+
+
 # --------------------------------------------------------------------------------------- faults
 
 
@@ -271,7 +292,40 @@ def test_diverged_run_stops_and_keeps_the_last_good_checkpoint(data, tmp_path):
     assert len(entries(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("place", ["measure_batch_norm", "validation_pairs", "update"])
+def test_run_whose_validation_diverges_resumes_from_before(
+    data, uninterrupted, tmp_path, monkeypatch
+):
+    """The last step before it goes wrong: no loss has told."""
+    update, updates = module.update, []
+
+    def spoil(optimizers, loss, network, clip):
+        norm = update(optimizers, loss, network, clip)
+        updates.append(1)
+        if len(updates) == 4:
+            network.head.bias.data.fill_(torch.nan)
+        return norm
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "update", spoil)
+        with pytest.raises(TrainingError, match=r"psnr_y is nan in the steps before 4"):
+            pretrain(config(data, tmp_path))
+    state = load_checkpoint(tmp_path / LAST_FILE)
+    assert state["step"] == 2
+    for name in ("generator", "average"):
+        assert all(value.isfinite().all() for value in state[name].values())
+    pretrain(config(data, tmp_path))
+    assert entries(tmp_path) == entries(uninterrupted)
+    assert_same_state(tmp_path, uninterrupted)
+
+
+def test_image_that_is_met_exactly_has_a_finite_psnr():
+    image = torch.zeros(1, 3, 16, 16)
+    assert mean_psnr([(image, image, image), (image, image + 1, image)]) == pytest.approx(
+        (100 + psnr_y(image + 1, image)) / 2
+    )
+
+
+@pytest.mark.parametrize("place", ["measure_batch_norm", "mean_psnr", "update"])
 def test_memory_that_runs_out_is_explained_wherever_it_does(data, tmp_path, monkeypatch, place):
     def run_out(*_):
         raise torch.OutOfMemoryError
@@ -315,6 +369,28 @@ def test_full_disk_leaves_the_old_checkpoint(data, tmp_path, monkeypatch, error)
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_disk_that_is_full_for_tensorboard_first_is_told_with_what_is_kept(
+    data, tmp_path, monkeypatch, capsys
+):
+    """The system refuses to let files grow beyond a size that pictures of validations reach."""
+    settings = {"steps": 60, "validate_every": 1, "generator.channels": 4, "generator.blocks": 1}
+    settings |= {"data": data, "out": tmp_path, "crop": 16, "batch": 2, "device": "cpu"}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
+    try:
+        assert run_main(monkeypatch, *(f"--{k}={v}" for k, v in settings.items())) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"error: can't write to {tmp_path}: .*File too large.* "
+        rf"The last good state is in {tmp_path / LAST_FILE}\.\n",
+        error,
+    ), error
+    step = load_checkpoint(tmp_path / LAST_FILE)["step"]
+    assert 1 < step == entries(tmp_path)[-1]["step"] < 60
+
+
 def test_checkpoints_come_back(tmp_path):
     state = {"a": torch.arange(3), "b": [1, 2.5, "x"], "c": {"d": None}}
     save_checkpoint(state, tmp_path / "a.pt")
@@ -354,9 +430,12 @@ def test_checkpoint_of_another_network_is_refused(data, uninterrupted):
         ({"steps": None}, "either --steps or --minutes"),
         ({"minutes": 1.0}, "either --steps or --minutes"),
         ({"steps": 0}, "steps must be positive"),
-        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be finite, got nan"),
+        ({"clip": float("inf")}, "clip must be finite, got inf"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
+        ({"beta2": 1.0}, r"beta2 must be in \[0, 1\)"),
         ({"push_every": 5.0}, "push_every needs push_to"),
         ({"push_every": 0.0, "push_to": "user/repo"}, "push_every must be positive"),
         ({"push_to": "repo"}, "push_to must be user/repo or user/repo@branch, got 'repo'"),
@@ -490,7 +569,8 @@ def test_run_uploads_once_at_its_end_without_push_every(data, tmp_path, local_hu
 
 def test_run_that_diverges_uploads_what_it_has(data, tmp_path, local_hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    settings = {"steps": 20, "learning_rate": 1e30, "push_to": "user/runs", "validate_every": 1}
+    pretrain(config(data, tmp_path / "tiny", steps=2))
+    settings = {"steps": 20, "learning_rate": 1e30, "push_to": "user/runs"}
     with pytest.raises(TrainingError):
         pretrain(config(data, tmp_path / "tiny", **settings))
     files = local_hub.files("user/runs")

@@ -12,8 +12,8 @@ the two is an option. The same command again resumes a run that was stopped.
 
 import copy
 import logging
-import math
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,10 +23,9 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
-from torch.utils.tensorboard import SummaryWriter
 
 from srgan.errors import SRGANError
-from srgan.metrics import psnr_y
+from srgan.generator import Generator
 from srgan.weights import SRGAN_FILE, SRGAN_STAGE, load_generator, save_generator
 from train.checkpoint import CheckpointError
 from train.discriminator import Discriminator
@@ -38,15 +37,16 @@ from train.loop import (
     fix_batch_norm,
     join_world,
     load_data,
+    make_adam,
     make_optimizers,
     make_sampler,
-    moving_average,
+    mean_psnr,
     run,
     update,
     use_bf16,
-    validation_pairs,
 )
 from train.losses import (
+    batch_mean,
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
@@ -58,7 +58,6 @@ from train.losses import (
     stationarity_loss,
 )
 from train.metrics import feature_distances
-from train.samples import add_samples
 from train.vgg import LAYERS, TORCHVISION, VGG19, VGGError
 
 logger = logging.getLogger(__name__)
@@ -116,6 +115,10 @@ class AdversarialConfig(TrainingConfig):
     batch_norm: Literal["fixed", "batch"] = "fixed"
     """Statistics of the generator's BN: those of stage 1, or of each batch as in the paper."""
 
+    def weight(self, loss: str) -> float:
+        """Of one of `generator_losses`."""
+        return getattr(self, f"{loss}_weight")
+
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.perceptual_shift <= self.crop - VGG_SIDE:
@@ -135,40 +138,70 @@ class AdversarialConfig(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PaperConfig(AdversarialConfig):
-    """Settings of stage 2, with the defaults of Ledig et al. 2017."""
+    """Settings of stage 2, with the defaults of Ledig et al. 2017.
+
+    Deviations: warm-up and half a cosine instead of 1e5 steps at a learning rate of 1e-4 and 1e5 at
+    1e-5; the result is a moving average of the weights, with its colours centred
+    (`train.loop.center_colors`). In several processes the statistics of BN are each one's own.
+    """
 
     ON_CPU = ON_GPU = 16, 1e-4
 
     candidates: int = 1
-    """Random crops looked at for each that is learnt from, the one with the most detail: most of a
-    photograph is flat, and teaches nothing. With 1 all crops are equally likely."""
     perceptual: Literal["normalized", "relative", "paper"] = "paper"
-    """VGG loss: the paper's squared error of φ5,4 / 12.75, for the Caffe release's weights; or, for
-    any, of several layers the squared error of the features' directions, or the mean absolute error
-    relative to their magnitude."""
     perceptual_shift: int = 0
-    """Largest random shift of what VGG sees of a crop, whose side is smaller by as much, so that
-    the positions of its pooling can't be learnt (Kettunen et al. 2019, E-LPIPS)."""
     pixel_weight: float = 0.0
-    """Weight of the mean absolute error of the pixels (Wang et al. 2018, ESRGAN)."""
     stationarity_weight: float = 0.0
-    """Weight against texture that is locked to the low-res grid, checkerboards and hatching
-    (`train.losses.stationarity_loss`)."""
     spectrum_weight: float = 0.0
-    """Weight against texture of another spectrum than that of originals, as horizontal and vertical
-    strokes (`train.losses.spectrum_loss`)."""
     adversarial_weight: float = 1e-3
-    """Weight of the adversarial loss."""
     relativistic: bool = False
-    """Relativistic average discriminator (Jolicoeur-Martineau 2018)."""
     normalization: Literal["batch", "spectral", "none"] = "batch"
-    """In the discriminator: BN as in the paper, or spectral (Miyato et al. 2018)."""
     batch_norm: Literal["fixed", "batch"] = "batch"
-    """Statistics of the generator's BN: those of each batch as in the paper, or of stage 1."""
     optimizer: Literal["muon", "adam"] = "adam"
-    """Of the generator's convolutions between hidden layers; all else is Adam's."""
-    clip: float = math.inf
-    """Largest gradient norm; longer gradients are shortened to it."""
+    beta2: float = 0.999
+    clip: float | None = None
+
+
+def generator_losses(
+    config: AdversarialConfig,
+    vgg: VGG19,
+    sr: Tensor,
+    hr: Tensor,
+    seen: Sequence[Tensor],
+    real: tuple[Tensor, list[Tensor]],
+    fake: tuple[Tensor, list[Tensor]],
+    mean: Callable[[Tensor], Tensor] = batch_mean,
+) -> dict[str, Tensor]:
+    """Those of the generator's losses that have a weight, by name.
+
+    Args:
+        config: names the weights.
+        vgg: in the precision that is multiplied in.
+        sr, hr: (N, 3, H, W) float32 in [0, 1].
+        seen: what VGG sees of these.
+        real, fake: what the discriminator returns for hr and for sr.
+        mean: over the whole batch, where this is a process's share of it.
+    """
+
+    def perceptual() -> Tensor:
+        with autocast(config, sr.device):
+            if config.perceptual == "paper":
+                return paper_vgg_loss(vgg, *seen)
+            return LAYERED_LOSSES[config.perceptual](vgg, *seen, config.perceptual_layers, mean)
+
+    def adversarial() -> Tensor:
+        logits = real[0].float(), fake[0].float()
+        return generator_loss(*logits, relativistic=config.relativistic, mean=mean)
+
+    losses = {
+        "perceptual": perceptual,
+        "pixel": lambda: F.l1_loss(sr, hr),
+        "stationarity": lambda: stationarity_loss(sr, mean),
+        "spectrum": lambda: spectrum_loss(sr, hr, mean),
+        "adversarial": adversarial,
+        "feature_matching": lambda: feature_matching_loss(real[1], fake[1]),
+    }
+    return {name: loss() for name, loss in losses.items() if config.weight(name)}
 
 
 def adversarial(config: AdversarialConfig) -> float:
@@ -205,11 +238,10 @@ def adversarial(config: AdversarialConfig) -> float:
         discriminator.train()
         if config.batch_norm == "fixed":
             fix_batch_norm(generator)
-        average = moving_average(generator, config)
         optimizers = make_optimizers(config, generator, device)
-        opponent = torch.optim.Adam(discriminator.parameters(), betas=(0.9, 0.99), fused=True)
-        enlarge = world.wrap(torch.compile(generator) if config.compile else generator)
-        judge = world.wrap(discriminator)
+        discriminator_optimizer = make_adam(config, discriminator.parameters())
+        ddp_generator = world.wrap(torch.compile(generator) if config.compile else generator)
+        ddp_discriminator = world.wrap(discriminator)
 
         def step() -> dict[str, Tensor]:
             lr, hr = sampler.next()
@@ -218,73 +250,42 @@ def adversarial(config: AdversarialConfig) -> float:
             # -------------------------------------------------------- generator
             discriminator.requires_grad_(False)
             with autocast(config, device), cached():  # spectral weights are computed once
-                sr = enlarge(lr).float()
-                fake, fake_activations = discriminator(sr)
+                sr = ddp_generator(lr).float()
+                fake = discriminator(sr)
                 with torch.no_grad():
-                    real, real_activations = discriminator(hr)
-
-            def perceptual_loss() -> Tensor:
-                seen = sampler.shifted(sr, hr, by=config.perceptual_shift)
-                with autocast(config, device):
-                    if config.perceptual == "paper":
-                        return paper_vgg_loss(loss_vgg, *seen)
-                    layered = LAYERED_LOSSES[config.perceptual]
-                    return layered(loss_vgg, *seen, config.perceptual_layers, world.mean)
-
-            def adversarial_loss() -> Tensor:
-                return generator_loss(
-                    real.float(), fake.float(), relativistic=config.relativistic, mean=world.mean
-                )
-
-            terms = {
-                "perceptual": (config.perceptual_weight, perceptual_loss),
-                "pixel": (config.pixel_weight, lambda: F.l1_loss(sr, hr)),
-                "stationarity": (
-                    config.stationarity_weight,
-                    lambda: stationarity_loss(sr, world.mean),
-                ),
-                "spectrum": (config.spectrum_weight, lambda: spectrum_loss(sr, hr, world.mean)),
-                "adversarial": (config.adversarial_weight, adversarial_loss),
-                "feature_matching": (
-                    config.feature_matching_weight,
-                    lambda: feature_matching_loss(real_activations, fake_activations),
-                ),
-            }
-            losses = {name: (weight, term()) for name, (weight, term) in terms.items() if weight}
-            loss = sum(weight * value for weight, value in losses.values())
+                    real = discriminator(hr)
+            seen = sampler.shifted(sr, hr, by=config.perceptual_shift)
+            losses = generator_losses(config, loss_vgg, sr, hr, seen, real, fake, world.mean)
+            loss = sum(config.weight(name) * value for name, value in losses.items())
             norm = update(optimizers.values(), loss, generator, config.clip)
-            average.update_parameters(generator)
 
             # ---------------------------------------------------- discriminator
             discriminator.requires_grad_(True)
             hr.requires_grad_(config.r1 > 0)
             with autocast(config, device), cached():
-                real, _ = judge(hr)
-                fake, _ = judge(sr.detach())
-            real, fake = real.float(), fake.float()
-            opponent_loss = discriminator_loss(
-                real, fake, relativistic=config.relativistic, mean=world.mean
-            )
+                real = ddp_discriminator(hr)[0].float()
+                fake = ddp_discriminator(sr.detach())[0].float()
+            relativistic = config.relativistic
+            against = discriminator_loss(real, fake, relativistic=relativistic, mean=world.mean)
             if config.r1 > 0:
-                opponent_loss = opponent_loss + config.r1 / 2 * r1_penalty(real, hr)
-            update([opponent], opponent_loss, discriminator, config.clip)
+                against = against + config.r1 / 2 * r1_penalty(real, hr)
+            discriminator_norm = update(
+                [discriminator_optimizer], against, discriminator, config.clip
+            )
 
-            logged = {name: value.detach() for name, (_, value) in losses.items()}
-            logged |= {"loss": loss.detach(), "gradient_norm": norm}
-            logged |= {"discriminator": opponent_loss.detach()}
             # Share of its right answers: at 1 the generator learns nothing from it.
             right = ((real > fake.mean()).float().mean() + (fake < real.mean()).float().mean()) / 2
-            return logged | {"discriminator_right": right.detach()}
+            logged = {"loss": loss, "gradient_norm": norm, "discriminator": against}
+            logged |= {"discriminator_gradient_norm": discriminator_norm}
+            logged |= {"discriminator_right": right}
+            return {name: value.detach() for name, value in (losses | logged).items()}
 
-        def validate(writer: SummaryWriter, number: int) -> dict[str, float]:
-            pairs = list(validation_pairs(average.module, validation_images, config))
-            add_samples(writer, number, pairs)
+        def measure(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
             distance = sum(feature_distances(vgg, [sr], hr)[0] for _, sr, hr in pairs) / len(pairs)
-            psnr = sum(psnr_y(sr, hr) for _, sr, hr in pairs) / len(pairs)
-            return {"psnr_y": psnr, "vgg19": distance, "likeness": -distance}
+            return {"psnr_y": mean_psnr(pairs), "vgg19": distance, "likeness": -distance}
 
-        def save_best(number: int) -> None:
-            result = copy.deepcopy(average.module).eval()
+        def save_best(average: Generator, number: int) -> None:
+            result = copy.deepcopy(average)
             # Of its own: training's goes on as if there were no validation.
             crops = make_sampler(config, sampler.images)
             center_colors(result, (crops.next() for _ in range(CENTERING_BATCHES)))
@@ -294,17 +295,17 @@ def adversarial(config: AdversarialConfig) -> float:
         return -run(
             config,
             world,
+            generator=generator,
             stateful={
-                "generator": generator,
-                "average": average,
                 "discriminator": discriminator,
-                "opponent": opponent,
+                "discriminator_optimizer": discriminator_optimizer,
                 "sampler": sampler,
                 **optimizers,
             },
-            optimizers=[*optimizers.values(), opponent],
+            optimizers=[*optimizers.values(), discriminator_optimizer],
             step=step,
-            validate=validate,
+            validation_images=validation_images,
+            measure=measure,
             save_best=save_best,
             score="likeness",
         )

@@ -250,7 +250,7 @@ class CropSampler:
         first = offset + 3 * (within // across * width + within % across)  # byte of the corner
 
         device = self.images.pixels.device
-        first, row_bytes = first.to(device), (3 * width).to(device)
+        first, row_bytes = photograph.send(first, device), photograph.send(3 * width, device)
         rows = torch.arange(side, device=device)
         line = torch.arange(3 * side, device=device)
         at = (first[:, None] + rows * row_bytes[:, None])[:, :, None] + line  # (…, side, 3 side)
@@ -260,7 +260,7 @@ class CropSampler:
         if reduction > 1:
             crops = reduce(crops, reduction)[:, :, REACH:-REACH, REACH:-REACH]
 
-        orientation = orientation.to(device)[:, None, None, None]
+        orientation = photograph.send(orientation, device)[:, None, None, None]
         crops = torch.where(orientation & 1 > 0, crops.flip(3), crops)
         crops = torch.where(orientation & 2 > 0, crops.flip(2), crops)
         crops = torch.where(orientation & 4 > 0, crops.transpose(2, 3), crops)

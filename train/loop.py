@@ -1,6 +1,7 @@
 """The training loop of both stages: schedule, precision, many GPUs, resuming, logs."""
 
 import contextlib
+import copy
 import inspect
 import json
 import logging
@@ -9,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,23 +19,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from srgan.allocator import keep_freed_memory
 from srgan.generator import SCALE, Generator, InferenceGenerator, fold
 from srgan.hub import HUB_SPEC
+from srgan.metrics import psnr_y
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
 from train.data import CropSampler, Degradation, PackedImages, load_packed, make_lr
 from train.muon import Muon
 from train.precision import exact_float32
 from train.push import BackgroundPush
+from train.samples import add_samples
 
 logger = logging.getLogger(__name__)
 
 LOG_FILE = "log.jsonl"
 CONFIG_FILE = "config.json"
+#: Of a training, in which the learning rate rises at most.
+WARMUP_SHARE = 0.05
 
 
 class TrainingError(Exception):
@@ -77,12 +81,15 @@ class TrainingConfig:
     1e-4 in stage 2."""
     optimizer: Literal["muon", "adam"] = "muon"
     """Of the generator's convolutions between hidden layers; all else is Adam's."""
+    beta2: float = 0.99
+    """Adam's decay a step of the mean square of the gradients."""
     warmup: int = 200
-    """Steps in which the learning rate rises."""
+    """Steps in which the learning rate rises, or a twentieth of the training if that is shorter."""
     ema: float = 0.999
-    """Decay a step of the moving average of the weights, which is the result."""
-    clip: float = 1.0
-    """Largest gradient norm; longer gradients are shortened to it."""
+    """Decay a step of the moving average of the weights, which is the result; less in the first
+    steps, so that a short training's result is not its start."""
+    clip: float | None = 1.0
+    """Largest gradient norm; longer gradients are shortened to it, with None never."""
     validate_every: int = 500
     """Steps between validations; each also writes the checkpoint, sample pictures and, if it is
     the best so far, the weights."""
@@ -106,16 +113,21 @@ class TrainingConfig:
     def __post_init__(self):
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either --steps or --minutes")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value}")
         for name in ("steps", "minutes", "learning_rate", "clip", "push_every"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
         for name in ("batch", "warmup", "validate_every", "validation_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema}")
+        for name in ("ema", "beta2"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {value}")
         if self.push_to and not HUB_SPEC.fullmatch(self.push_to):
             raise ValueError(f"push_to must be user/repo or user/repo@branch, got {self.push_to!r}")
         if self.push_every and not self.push_to:
@@ -136,8 +148,13 @@ class TrainingConfig:
 
     def rate(self, step: int, seconds: float) -> float:
         """Factor in [0, 1] on the learning rate at this step."""
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress(step, seconds))))
-        return min(1.0, (step + 1) / self.warmup) * cosine
+        progress = self.progress(step, seconds)
+        warm = max((step + 1) / self.warmup, progress / WARMUP_SHARE)
+        return min(1.0, warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def decay(self, step: int) -> float:
+        """Of the moving average at this step."""
+        return min(self.ema, (1 + step) / (10 + step))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +185,19 @@ class World:
         mean = values.mean(0)
         return mean if self.size == 1 else _MeanOfProcesses.apply(mean)
 
+    def broadcast(self, value: Any) -> Any:
+        """What the main process has, in all of them."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
+
     def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
         """The main process's clock, and whether any process wants to stop."""
         if self.size == 1:
             return seconds, stop
-        votes = torch.tensor([seconds if self.main else 0.0, float(stop)], device=self.device)
+        # On the CPU: to read them, a GPU would be waited for at each step.
+        votes = torch.tensor([seconds if self.main else 0.0, float(stop)], dtype=torch.float64)
         dist.all_reduce(votes)
         return votes[0].item(), votes[1].item() > 0
 
@@ -215,7 +240,7 @@ def join_world(device: str) -> Iterator[World]:
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
     if dist.get_rank():
         logging.disable(logging.INFO)
     try:
@@ -340,21 +365,46 @@ def make_optimizers(
     for parameter in generator.parameters():
         hidden = parameter.dim() == 4 and min(parameter.shape[:2]) > 3  # 3 are the colours
         (matrices if hidden and config.optimizer == "muon" else others).append(parameter)
-    rate = config.learning_rate
-    optimizers = {"adam": torch.optim.Adam(others, lr=rate, betas=(0.9, 0.99), fused=True)}
+    optimizers = {"adam": make_adam(config, others)}
     if matrices:
         dtype = torch.bfloat16 if use_bf16(config, device) else torch.float32
-        optimizers["muon"] = Muon(matrices, learning_rate=rate, dtype=dtype)
+        optimizers["muon"] = Muon(matrices, learning_rate=config.learning_rate, dtype=dtype)
     return optimizers
 
 
-def moving_average(generator: Generator, config: TrainingConfig) -> AveragedModel:
-    """The exponential moving average of the weights, which is a training's result."""
-    return AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+def make_adam(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
+    """Adam as configured."""
+    betas = 0.9, config.beta2
+    return torch.optim.Adam(parameters, lr=config.learning_rate, betas=betas, fused=True)
+
+
+def moving_average(generator: Generator) -> Generator:
+    """The generator as it is now, to be brought after it by `update_average`."""
+    return copy.deepcopy(generator).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Brings weights and statistics of `average` nearer to the module's; its counters are copied.
+
+    Args:
+        average: from `moving_average`.
+        module: of the same form.
+        decay: how much of `average` stays, in [0, 1].
+    """
+    pairs = list(zip(*([*m.parameters(), *m.buffers()] for m in (average, module)), strict=True))
+    averaged, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+    torch._foreach_lerp_(averaged, current, 1 - decay)
+    for counter, value in pairs:
+        if not counter.is_floating_point():
+            counter.copy_(value)
 
 
 def update(
-    optimizers: Iterable[torch.optim.Optimizer], loss: Tensor, module: nn.Module, clip: float
+    optimizers: Iterable[torch.optim.Optimizer],
+    loss: Tensor,
+    module: nn.Module,
+    clip: float | None,
 ) -> Tensor:
     """One step of the optimisers on the module's parameters.
 
@@ -363,7 +413,7 @@ def update(
     """
     module.zero_grad()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+    norm = nn.utils.clip_grad_norm_(module.parameters(), math.inf if clip is None else clip)
     for optimizer in optimizers:
         optimizer.step()
     return norm
@@ -391,6 +441,11 @@ def validation_pairs(
         yield lr, network(lr).clamp(0, 1), hr
 
 
+def mean_psnr(pairs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """PSNR-Y in dB, mean over `validation_pairs`; 100 for an image that is met exactly."""
+    return sum(min(psnr_y(sr, hr), 100.0) for _, sr, hr in pairs) / len(pairs)
+
+
 def _middle(image: Tensor, side: int) -> Tensor:
     """Cuts the middle out of (N, 3, H, W), at most `side` a side and a multiple of the scale."""
     height, width = (min(length, side) // SCALE * SCALE for length in image.shape[2:])
@@ -402,11 +457,13 @@ def run(
     config: TrainingConfig,
     world: World,
     *,
+    generator: Generator,
     stateful: dict[str, Any],
     optimizers: list[torch.optim.Optimizer],
     step: Callable[[], dict[str, Tensor]],
-    validate: Callable[[SummaryWriter, int], dict[str, float]],
-    save_best: Callable[[int], None],
+    validation_images: PackedImages,
+    measure: Callable[[list[tuple[Tensor, Tensor, Tensor]]], dict[str, float]],
+    save_best: Callable[[Generator, int], None],
     score: str,
 ) -> float:
     """Trains until the schedule ends or SIGTERM or Ctrl-C comes; resumes where a run stopped.
@@ -414,70 +471,37 @@ def run(
     Args:
         config: the stage's settings, saved beside the results.
         world: the processes that train together.
-        stateful: all that changes in training, by name; each with state_dict, load_state_dict.
+        generator: what is trained; the result is the moving average of its weights.
+        stateful: what else changes in training, by name; each with state_dict, load_state_dict.
         optimizers: those whose learning rate follows the schedule.
         step: does one step; returns what to log, scalar tensors.
-        validate: measures, writes sample pictures; returns what to log.
-        save_best: writes the weights; called with the step after the best validation so far.
-        score: name of the validation result that should be large.
+        validation_images: held-out images.
+        measure: the average's `validation_pairs` -> what to log.
+        save_best: writes the average's weights; called with it and the step after the best
+            validation so far.
+        score: name of the measurement that should be large.
 
     Returns:
         The best score.
 
     Raises:
-        TrainingError: a loss is not finite; the last checkpoint is from before that.
+        TrainingError: a loss or a measurement is not finite; the last checkpoint is from before.
+        TrainingError: another file can't be written.
         CheckpointError: a checkpoint can't be read or written.
     """
+    average = moving_average(generator)
+    stateful = {"generator": generator, "average": average, **stateful}
     checkpoint = config.out / LAST_FILE
-    done, best, earlier = 0, -math.inf, 0.0
-    if checkpoint.exists():
-        state = load_checkpoint(checkpoint)
-        try:
-            for name, item in stateful.items():
-                item.load_state_dict(state[name])
-            done, best, earlier = state["step"], state["best"], state["seconds"]
-        except torch.OutOfMemoryError:  # a RuntimeError too
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as exc:
-            raise CheckpointError(
-                f"{checkpoint} is of another stage or optimiser, of networks of another size, or "
-                f"of an older version. Give the settings in {config.out / CONFIG_FILE} again, or "
-                f"another --out."
-            ) from exc
-        logger.info("resumed at step %d", done)
+    done, best, earlier = _resume(stateful, checkpoint, world)
     started = time.monotonic() - earlier
+    logged: list[dict[str, Tensor]] = []  # since the last validation, on the device
+    rate = 0.0
 
     def seconds() -> float:
         return time.monotonic() - started
 
-    logged: list[dict[str, Tensor]] = []  # since the last validation, on the device
-
-    def close_period(writer: SummaryWriter, rate: float) -> dict[str, float]:
-        """Validates, keeps the weights if they are the best so far, logs and saves."""
-        nonlocal best
-        entry = {name: _mean(logged, name) for name in logged[0]}
-        logged.clear()
-        for name, value in entry.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{name} is {value} in the steps before {done}: lower --learning-rate. "
-                    f"The last good state is in {checkpoint}."
-                )
-        entry |= validate(writer, done)
-        if entry[score] > best:
-            best = entry[score]
-            save_best(done)
-        state = {name: item.state_dict() for name, item in stateful.items()}
-        save_checkpoint({**state, "step": done, "best": best, "seconds": seconds()}, checkpoint)
-        for name, value in entry.items():
-            writer.add_scalar(name, value, done)
-        entry = {"step": done, "seconds": round(seconds()), "learning_rate": rate, **entry}
-        with (config.out / LOG_FILE).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
-        logger.info("%s", ", ".join(f"{k} {v:.4g}" for k, v in entry.items()))
-        return entry
-
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_disk_errors_explained(checkpoint))
         background = None
         if world.main and config.push_to:
             background = BackgroundPush(config.push_to, config.push_every)
@@ -485,19 +509,28 @@ def run(
         stop = stack.enter_context(_StopOnSignal())
         if world.main:
             config.out.mkdir(parents=True, exist_ok=True)
-            settings = json.dumps(asdict(config), indent=2, default=str)
+            settings = json.dumps(asdict(config), indent=2, default=str, allow_nan=False)
             (config.out / CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
             writer = stack.enter_context(SummaryWriter(config.out, purge_step=done))
         bar = stack.enter_context(
             tqdm(total=config.steps, initial=done, unit="step", disable=not world.main or None)
         )
-        rate = 0.0
         while True:
             now, stopped = world.agree(seconds(), stop.requested)
             finished = stopped or config.progress(done, now) >= 1
             if logged and (finished or done % config.validate_every == 0):
                 if world.main:
-                    entry = close_period(writer, rate)
+                    pairs = list(validation_pairs(average, validation_images, config))
+                    entry = _means(logged) | measure(pairs)
+                    _check_finite(entry, done, checkpoint)
+                    if entry[score] > best:
+                        best = entry[score]
+                        save_best(average, done)
+                    state = {name: item.state_dict() for name, item in stateful.items()}
+                    state |= {"step": done, "best": best, "seconds": seconds()}
+                    save_checkpoint(state, checkpoint)
+                    entry = {"seconds": round(seconds()), "learning_rate": rate, **entry}
+                    _log(config.out, writer, done, entry, pairs)
                     bar.set_postfix({score: f"{entry[score]:.3f}", "best": f"{best:.3f}"})
                     if background:
                         background.offer(_results(config.out))
@@ -509,6 +542,7 @@ def run(
                 for group in optimizer.param_groups:
                     group["lr"] = rate
             logged.append(step())
+            update_average(average, generator, config.decay(done))
             done += 1
             bar.update()
             if config.minutes:
@@ -517,14 +551,95 @@ def run(
                 bar.set_description(f"{config.batch * bar.format_dict['rate']:.0f} images/s", False)
 
 
+def _resume(stateful: dict[str, Any], checkpoint: Path, world: World) -> tuple[int, float, float]:
+    """Brings all to the state of the main process's checkpoint, where there is one.
+
+    Returns:
+        Steps done, best score, seconds taken.
+    """
+    state = None
+    if world.main and checkpoint.exists():
+        state = load_checkpoint(checkpoint)
+    state = world.broadcast(state)
+    if state is None:
+        return 0, -math.inf, 0.0
+    try:
+        for name, item in stateful.items():
+            item.load_state_dict(state[name])
+        resumed = state["step"], state["best"], state["seconds"]
+    except torch.OutOfMemoryError:  # a RuntimeError too
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as exc:
+        raise CheckpointError(
+            f"{checkpoint} is of another stage or optimiser, of networks of another size, or "
+            f"of an older version. Give the settings in {checkpoint.with_name(CONFIG_FILE)} again, "
+            f"or another --out."
+        ) from exc
+    logger.info("resumed at step %d", state["step"])
+    return resumed
+
+
+def _means(logged: list[dict[str, Tensor]]) -> dict[str, float]:
+    return {
+        name: torch.stack([entry[name] for entry in logged]).float().mean().item()
+        for name in logged[0]
+    }
+
+
+def _check_finite(entry: dict[str, float], step: int, checkpoint: Path) -> None:
+    for name, value in entry.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{name} is {value} in the steps before {step}: lower --learning-rate. "
+                f"{_kept(checkpoint)}"
+            )
+
+
+def _kept(checkpoint: Path) -> str:
+    if checkpoint.exists():
+        return f"The last good state is in {checkpoint}."
+    return "There is no good state yet."
+
+
+@contextlib.contextmanager
+def _disk_errors_explained(checkpoint: Path) -> Iterator[None]:
+    """Names the folder, which an error in writing to an open file doesn't.
+
+    TensorBoard writes in a thread, which would print what the main one is told too.
+    """
+    hook = threading.excepthook
+    threading.excepthook = lambda args: isinstance(args.exc_value, OSError) or hook(args)
+    try:
+        yield
+    except OSError as exc:
+        raise TrainingError(
+            f"can't write to {checkpoint.parent}: {exc}. {_kept(checkpoint)}"
+        ) from exc
+    finally:
+        threading.excepthook = hook
+
+
+def _log(
+    out: Path,
+    writer: SummaryWriter,
+    step: int,
+    entry: dict[str, float],
+    pairs: list[tuple[Tensor, Tensor, Tensor]],
+) -> None:
+    """Tells the log, TensorBoard and the user; sample pictures are TensorBoard's alone."""
+    with (out / LOG_FILE).open("a", encoding="utf-8") as log:
+        log.write(json.dumps({"step": step, **entry}, allow_nan=False) + "\n")
+    for name, value in entry.items():
+        writer.add_scalar(name, value, step)
+    add_samples(writer, step, pairs)
+    writer.flush()
+    logger.info("step %d, %s", step, ", ".join(f"{k} {v:.4g}" for k, v in entry.items()))
+
+
 def _results(out: Path) -> dict[str, Path]:
     """What of a run's folder goes to the Hub: path there -> file here."""
     files = [*sorted(out.glob("*.safetensors")), out / CONFIG_FILE, out / LOG_FILE]
     return {f"runs/{out.resolve().name}/{file.name}": file for file in files if file.exists()}
-
-
-def _mean(entries: list[dict[str, Tensor]], name: str) -> float:
-    return torch.stack([entry[name] for entry in entries]).float().mean().item()
 
 
 class _StopOnSignal:

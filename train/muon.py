@@ -47,19 +47,21 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     by_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in by_shape.items():
-                looks = [self._look_ahead(p, group["momentum"]).flatten(1) for p in parameters]
-                updates = orthogonalize(torch.stack(looks).to(self.dtype))  # (n, O, I)
+                looks = torch.stack(self._look_ahead(parameters, group["momentum"])).flatten(2)
+                updates = orthogonalize(looks.to(self.dtype))  # (n, O, I)
                 size = group["lr"] * MAGNITUDE * max(updates.shape[1:]) ** 0.5
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.sub_(update.to(parameter.dtype).view(shape), alpha=size)
+                updates = updates.to(parameters[0].dtype).view(-1, *shape)
+                torch._foreach_add_(parameters, list(updates), alpha=-size)
 
-    def _look_ahead(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """The mean of the gradients, moved towards the newest."""
-        state = self.state[parameter]
-        if "mean" not in state:
-            state["mean"] = torch.zeros_like(parameter)
-        state["mean"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(state["mean"], momentum)
+    def _look_ahead(self, parameters: list[nn.Parameter], momentum: float) -> list[Tensor]:
+        """The means of the gradients, moved towards the newest."""
+        for parameter in parameters:
+            if "mean" not in self.state[parameter]:
+                self.state[parameter]["mean"] = torch.zeros_like(parameter)
+        means = [self.state[parameter]["mean"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, means, momentum)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ of one pass: meant are photographs as phones and websites give them, not ruins.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -45,17 +46,18 @@ def photograph(hr: Tensor, seeds: Sequence[int]) -> Tensor:
     across, along, angle, choice, noisy, strength, grey, shot, compressed, quality, half = draws
     lr = blur(hr, _within(BLUR, across), _within(BLUR, along), math.pi * angle)
     lr = _pick(
-        (3 * choice).long().to(device),
+        send((3 * choice).long(), device),
         F.interpolate(lr, scale_factor=1 / SCALE, mode="bicubic", antialias=True),
         F.interpolate(lr, scale_factor=1 / SCALE, mode="bilinear", antialias=True),
         F.avg_pool2d(lr, SCALE),
     ).clamp(0, 1)
-    sigma = torch.where(noisy < NOISY, _within(NOISE, strength) / 255, 0.0).to(device)
-    lr = lr + _each(sigma) * _noise(lr, seeds, grey.to(device) < GREY, shot.to(device) < SHOT)
+    sigma = send(torch.where(noisy < NOISY, _within(NOISE, strength) / 255, 0.0), device)
+    kinds = send(grey < GREY, device), send(shot < SHOT, device)
+    lr = lr + _each(sigma) * _noise(lr, seeds, *kinds)
     lr = lr.mul(255).round_().clamp_(0, 255).div_(255)
     corners = torch.stack([torch.randint(MCU, (2,), generator=one) for one in cpu])
     coded = jpeg(lr, _within(QUALITY, quality), half < SUBSAMPLED, corners)
-    return _pick((compressed.to(device) < COMPRESSED).long(), lr, coded)
+    return _pick(send((compressed < COMPRESSED).long(), device), lr, coded)
 
 
 def blur(images: Tensor, across: Tensor, along: Tensor, angle: Tensor) -> Tensor:
@@ -72,7 +74,8 @@ def blur(images: Tensor, across: Tensor, along: Tensor, angle: Tensor) -> Tensor
     cosine, sine = (_each(f(angle))[:, 0] for f in (torch.cos, torch.sin))
     u, v = x * cosine + y * sine, y * cosine - x * sine  # (N, side, side)
     exponents = (u / _each(across)[:, 0]) ** 2 + (v / _each(along)[:, 0]) ** 2
-    kernels = torch.softmax(-exponents.flatten(1) / 2, 1).view_as(exponents).to(images.device)
+    kernels = torch.softmax(-exponents.flatten(1) / 2, 1).view_as(exponents)
+    kernels = send(kernels, images.device)
     padded = F.pad(images, [BLUR_REACH] * 4, mode="replicate")
     # By Fourier transforms: on a CPU ten times as fast as F.conv2d with a group for each image.
     size = padded.shape[2:]
@@ -131,26 +134,34 @@ def jpeg(images: Tensor, quality: Tensor, subsample: Tensor, corners: Tensor) ->
         F.pad(one[None], [left, wide - width - left, top, high - height - top], mode="replicate")
         for one, (top, left) in zip(images, starts, strict=True)
     ])  # fmt: skip
-    to_ycbcr = torch.tensor(_YCBCR, device=device)
+    to_ycbcr, to_rgb = _color_matrices(device)
     ycbcr = torch.einsum("dc,nchw->ndhw", to_ycbcr, 255 * whole).round_()
     ycbcr[:, 0] -= 128
     factor = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
     luma, chroma = (
-        ((torch.tensor(table) * factor[:, None] + 50) / 100).floor().clamp(1, 255)
-        .view(-1, 1, BLOCK, BLOCK).to(device)
+        send(((torch.tensor(table) * factor[:, None] + 50) / 100).floor().clamp(1, 255), device)
+        .view(-1, 1, BLOCK, BLOCK)
         for table in (_LUMA, _CHROMA)
     )  # fmt: skip
     y, color = _quantize(ycbcr[:, :1], luma), ycbcr[:, 1:]
     fine = _quantize(color, chroma)
     coarse = _quantize(F.avg_pool2d(color, 2), chroma)
     coarse = F.interpolate(coarse, scale_factor=2, mode="bilinear")
-    color = torch.where(_each(subsample.to(device)), coarse, fine)
-    rgb = torch.einsum("cd,ndhw->nchw", to_ycbcr.inverse(), torch.cat([y + 128, color], 1))
+    color = torch.where(_each(send(subsample, device)), coarse, fine)
+    rgb = torch.einsum("cd,ndhw->nchw", to_rgb, torch.cat([y + 128, color], 1))
     rgb = torch.stack([
         one[:, top : top + height, left : left + width]
         for one, (top, left) in zip(rgb, starts, strict=True)
     ])  # fmt: skip
     return rgb.round_().clamp_(0, 255).div_(255)
+
+
+@cache
+def _color_matrices(device: torch.device) -> tuple[Tensor, Tensor]:
+    """From RGB and back, (3, 3); copied to a GPU once."""
+    with torch.inference_mode(False):  # the first to ask may not train, the next one may
+        matrix = torch.tensor(_YCBCR)
+        return matrix.to(device), matrix.inverse().to(device)
 
 
 def _quantize(planes: Tensor, table: Tensor) -> Tensor:
@@ -168,6 +179,13 @@ def _quantize(planes: Tensor, table: Tensor) -> Tensor:
 
 
 # -------------------------------------------------------------------------------------- helpers
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """From the CPU to the device, without waiting for a GPU to have taken it."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def _within(limits: tuple[float, float], draw: Tensor) -> Tensor:

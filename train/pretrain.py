@@ -17,11 +17,9 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from srgan.errors import SRGANError
 from srgan.generator import Generator, GeneratorConfig
-from srgan.metrics import psnr_y
 from srgan.weights import SRRESNET_FILE, SRRESNET_STAGE, load_generator, save_generator
 from train.checkpoint import CheckpointError
 from train.loop import (
@@ -33,13 +31,11 @@ from train.loop import (
     load_data,
     make_optimizers,
     make_sampler,
+    mean_psnr,
     measure_batch_norm,
-    moving_average,
     run,
     update,
-    validation_pairs,
 )
-from train.samples import add_samples
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +86,6 @@ def pretrain(config: PretrainConfig) -> float:
                 crops = make_sampler(config, sampler.images)
                 measure_batch_norm(generator, (crops.next()[0] for _ in range(MEASURED_BATCHES)))
             fix_batch_norm(generator)
-        average = moving_average(generator, config)
         optimizers = make_optimizers(config, generator, world.device)
         forward = world.wrap(torch.compile(generator) if config.compile else generator)
         pixel_loss = {"l1": F.l1_loss, "mse": F.mse_loss}[config.loss]
@@ -101,30 +96,24 @@ def pretrain(config: PretrainConfig) -> float:
                 sr = forward(lr.contiguous(memory_format=torch.channels_last))
             loss = pixel_loss(sr.float(), hr)
             norm = update(optimizers.values(), loss, generator, config.clip)
-            average.update_parameters(generator)
             return {"loss": loss.detach(), "gradient_norm": norm}
 
-        def validate(writer: SummaryWriter, number: int) -> dict[str, float]:
-            pairs = list(validation_pairs(average.module, validation_images, config))
-            add_samples(writer, number, pairs)
-            return {"psnr_y": sum(psnr_y(sr, hr) for _, sr, hr in pairs) / len(pairs)}
+        def measure(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+            return {"psnr_y": mean_psnr(pairs)}
 
-        def save_best(number: int) -> None:
+        def save_best(average: Generator, number: int) -> None:
             metadata = {"stage": SRRESNET_STAGE, "step": str(number)}
-            save_generator(average.module, config.out / SRRESNET_FILE, metadata)
+            save_generator(average, config.out / SRRESNET_FILE, metadata)
 
         return run(
             config,
             world,
-            stateful={
-                "generator": generator,
-                "average": average,
-                "sampler": sampler,
-                **optimizers,
-            },
+            generator=generator,
+            stateful={"sampler": sampler, **optimizers},
             optimizers=list(optimizers.values()),
             step=step,
-            validate=validate,
+            validation_images=validation_images,
+            measure=measure,
             save_best=save_best,
             score="psnr_y",
         )

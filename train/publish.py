@@ -132,7 +132,7 @@ def build(config: BuildConfig) -> None:
         "notes": config.notes,
         **{stage: _describe(folder, stage) for stage, folder in runs.items()},
     }
-    path.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(contents, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if config.comparison:
         shutil.copyfile(config.comparison, config.out / COMPARISON_FILE)
     picture = COMPARISON_FILE if (config.out / COMPARISON_FILE).exists() else None

@@ -22,7 +22,14 @@ import torch.nn.functional as F
 from srgan.allocator import keep_freed_memory
 from srgan.generator import SCALE, Generator, PReLU
 from train.data import load_packed
-from train.loop import fix_batch_norm, make_optimizers, make_sampler, moving_average, update
+from train.loop import (
+    fix_batch_norm,
+    make_optimizers,
+    make_sampler,
+    moving_average,
+    update,
+    update_average,
+)
 from train.pretrain import PretrainConfig
 
 
@@ -59,7 +66,7 @@ def make_step(
     if whole:
         config = PretrainConfig(data=Path(), out=Path(), steps=1).on(device)
         optimizers = list(make_optimizers(config, generator, device).values())
-        average = moving_average(generator, config)
+        average = moving_average(generator)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -67,7 +74,7 @@ def make_step(
         loss = F.l1_loss(sr.float(), hr)
         if whole:
             update(optimizers, loss, generator, config.clip)
-            average.update_parameters(generator)
+            update_average(average, generator, config.ema)
         else:
             generator.zero_grad()
             loss.backward()
