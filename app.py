@@ -1121,6 +1121,12 @@ shows more, for curl, JavaScript and MCP.</p>
 """
 
 
+def _scores(metrics: dict[str, float]) -> str:
+    if not {"psnr_y", "ssim_y"} <= metrics.keys():
+        return "–"
+    return f"{metrics['psnr_y']:.2f} dB / {metrics['ssim_y']:.4f}"
+
+
 def _evaluation_table(evaluation: dict) -> str:
     """PSNR and SSIM as `train.evaluate` measured them, dataset by dataset."""
     if not evaluation:
@@ -1134,12 +1140,7 @@ def _evaluation_table(evaluation: dict) -> str:
     methods = [name for name in names if any(name in scores for scores in evaluation.values())]
     rows = ""
     for dataset, scores in evaluation.items():
-        cells = "".join(
-            f"<td>{scores[name]['psnr_y']:.2f} dB / {scores[name]['ssim_y']:.4f}</td>"
-            if name in scores
-            else "<td>–</td>"
-            for name in methods
-        )
+        cells = "".join(f"<td>{_scores(scores.get(name, {}))}</td>" for name in methods)
         rows += f'<tr><th scope="row">{html.escape(dataset)}</th>{cells}</tr>'
     head = "".join(f'<th scope="col">{names[name]}</th>' for name in methods)
     return (

@@ -395,9 +395,9 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     pairs = list(zip(*([*m.parameters(), *m.buffers()] for m in (average, module)), strict=True))
     averaged, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
     torch._foreach_lerp_(averaged, current, 1 - decay)
-    for counter, value in pairs:
-        if not counter.is_floating_point():
-            counter.copy_(value)
+    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+    if counters:
+        torch._foreach_copy_(*zip(*counters, strict=True))
 
 
 def update(
