@@ -177,11 +177,11 @@ class Int8Generator(InferenceGenerator):
         return _convolve(q, self._convolutions[name], BETWEEN)
 
     def _activate(self, name: str, y: Tensor) -> Tensor:
-        """The PReLU, in place; returns the result in integers."""
+        """The PReLU, in place; returns the result, which stays as it is, in integers too."""
         zero = self._grids[self._follower[name]].zero
         q = torch.empty_like(y, dtype=torch.uint8)
         for part, rounded in _strips(y, q):
-            part = F.leaky_relu_(part, self.slopes[name]).round_().to(torch.int16)
+            part = F.leaky_relu_(part, self.slopes[name]).round().to(torch.int16)
             rounded.copy_(part.add_(zero).clamp_(0, TOP))
         return q
 

@@ -125,13 +125,17 @@ def test_what_exceeds_the_ranges_is_clamped_and_never_wraps(make_generator):
     assert sr.amax() < expected.amax() + 0.2 * span
 
 
-def test_saturated_activations_stay_at_the_top(bundled, calibration):
+def test_activations_are_rounded_and_stay_within_the_grid(bundled, calibration):
     network = Int8Generator(bundled, calibration[0])
-    for name in network._follower:
-        y = torch.full((1, 8, 3, 3), 1e4, dtype=torch.bfloat16)
-        zero = network._grids[network._follower[name]].zero
-        y = y.clamp(max=TOP - zero).contiguous(memory_format=torch.channels_last)
-        assert (network._activate(name, y) == TOP).all()
+    for name, follower in network._follower.items():
+        y = torch.linspace(-LIMIT, LIMIT, 8 * 33 * 32).bfloat16().view(1, 8, 33, 32)
+        y[0, 0] /= 100
+        y = y.contiguous(memory_format=torch.channels_last)
+        expected = F.leaky_relu(y, network.slopes[name])
+        q = network._activate(name, y)
+        assert torch.equal(y, expected)  # as the head's float inputs are
+        rounded = (expected.float().round() + network._grids[follower].zero).clamp(0, TOP)
+        assert torch.equal(q, rounded.to(torch.uint8))
 
 
 def test_parts_of_a_picture_are_as_the_whole(bundled, calibration):
