@@ -144,7 +144,8 @@ def hand_over(page, event: str, name: str, path: Path, mime_type: str) -> None:
 
 def wait_for_srgan(page, name: str = "cat", result: str = "srgan-x4") -> None:
     page.wait_for_selector(f'#slider.right-srgan img[src$="/{name}-{result}.png"]')
-    page.wait_for_selector("#download:enabled")  # comes last
+    page.wait_for_selector("#download:enabled")
+    page.wait_for_selector("body:not(.running)")  # comes last
 
 
 def halves(page) -> list[bytes]:
