@@ -182,7 +182,7 @@ class Int8Generator(InferenceGenerator):
         q = torch.empty_like(y, dtype=torch.uint8)
         for part, rounded in _strips(y, q):
             part = F.leaky_relu_(part, self.slopes[name]).round().to(torch.int16)
-            rounded.copy_(part.add_(zero).clamp_(0, TOP))
+            _copy(part.add_(zero).clamp_(0, TOP), rounded)
         return q
 
     def _add(self, name: str, q: Tensor, x: Tensor) -> None:
