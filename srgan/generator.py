@@ -7,8 +7,10 @@ network trained on pixel error, `SRGAN` the same network trained against a discr
 Images are RGB float32 in [0, 1], NCHW. `h` and `w` below are the sides of the low-res image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SCALE = 4
+#: Rows and columns of a picture.
+Rectangle = tuple[slice, slice]
+#: How far something goes beyond a picture at the left, the right, the top and the bottom.
+Margins = tuple[int, int, int, int]
+#: Pixels of the features that are computed at a time where they stay in a processor's cache.
+BAND = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,12 +287,22 @@ class InferenceGenerator(nn.Module):
                     value = value.contiguous(memory_format=memory_format)
                 self.register_buffer(name.replace(".", "_"), value)
 
-    def convolve(self, name: str, x: Tensor) -> Tensor:
-        """The named convolution and, where one follows, its PReLU."""
+    def convolve(self, name: str, x: Tensor, part: Rectangle | None = None) -> Tensor:
+        """The named convolution and, where one follows, its PReLU.
+
+        Args:
+            x: (N, C, h, w), zero outside.
+            part: rows and columns of the result that are wanted; None for all h × w.
+        """
         key = name.replace(".", "_")
         weight = getattr(self, f"{key}_weight")
-        x = x.contiguous(memory_format=self.memory_format)
-        x = F.conv2d(x, weight, getattr(self, f"{key}_bias"), padding=weight.shape[-1] // 2)
+        reach = weight.shape[-1] // 2
+        part = part or (slice(0, x.shape[2]), slice(0, x.shape[3]))
+        down, across = (_seen(*ends, reach) for ends in zip(part, x.shape[2:], strict=True))
+        x = x[:, :, down.inside, across.inside].contiguous(memory_format=self.memory_format)
+        padding = down.padding, across.padding
+        x = F.conv2d(x, weight, getattr(self, f"{key}_bias"), padding=padding)
+        x = x[:, :, down.result, across.result]
         return F.leaky_relu_(x, self.slopes[name]) if name in self.slopes else x
 
     def drop(self, name: str) -> None:
@@ -305,18 +323,90 @@ class InferenceGenerator(nn.Module):
 
     def add_block(self, i: int, x: Tensor) -> None:
         """Adds residual block i to its input (N, C, h, w), in place."""
-        x += self.convolve(f"blocks.{i}.conv2", self.convolve(f"blocks.{i}.conv1", x))
+        first, second = f"blocks.{i}.conv1", f"blocks.{i}.conv2"
+        height, columns, waiting = x.shape[2], slice(0, x.shape[3]), None
+        for band in bands(x):
+            # The rows next to the band too, where there are some: the second one needs them.
+            seen = slice(max(0, band.start - 1), min(height, band.stop + 1))
+            y = self.convolve(first, x, (seen, columns))
+            y = self.convolve(second, y, (_relative(band, seen), columns))
+            if waiting:  # till the rows that this band and the one before both need were read
+                x[:, :, waiting[0]] += waiting[1]
+            waiting = band, y
+        x[:, :, waiting[0]] += waiting[1]
 
     def add_convolution(self, name: str, x: Tensor, total: Tensor) -> None:
         """Adds the named convolution of x (N, C, h, w) to total, in place."""
-        total += self.convolve(name, x)
+        for band in bands(x):
+            total[:, :, band] += self.convolve(name, x, (band, slice(0, x.shape[3])))
 
-    def tail(self, features: Tensor) -> Tensor:
-        """Features (N, C, h, w) -> (N, 3, 4h, 4w), not clamped."""
-        x = F.pixel_shuffle(self.convolve("upsample1", features), 2)  # (N, C, 2h, 2w)
-        x = self.convolve("upsample2", x.contiguous(memory_format=self.memory_format))
-        return F.pixel_shuffle(self.convolve("head", x), 2)
+    def tail(self, features: Tensor, outside: Margins = (0, 0, 0, 0)) -> Tensor:
+        """Enlarges features, without those at the edges, which are only seen.
+
+        Args:
+            features: (N, C, h + 2 halo, w + 2 halo) with halo = `tail_halo`.
+            outside: how many of those are not of the image; they are zero.
+
+        Returns:
+            (N, 3, 4h, 4w), not clamped.
+        """
+        x = self.convolve("upsample1", features, _inner(features, 1))
+        x = F.pixel_shuffle(x, 2)[:, :, 1:-1, 1:-1]
+        # Each convolution sees zeros around the image, not what the one before made of them.
+        outside = [max(0, 2 * margin - 3) for margin in outside]
+        clear(x, outside)
+        x = self.convolve("upsample2", x, _inner(x, 1))
+        clear(x, [max(0, margin - 1) for margin in outside])
+        return F.pixel_shuffle(self.convolve("head", x, _inner(x, 2)), 2)
 
     def forward(self, lr: Tensor) -> Tensor:
         """(N, 3, h, w) in [0, 1] -> (N, 3, 4h, 4w), not clamped."""
-        return self.tail(self.body(lr))
+        outside = (self.tail_halo,) * 4
+        return self.tail(F.pad(self.body(lr), outside), outside)
+
+
+class _Seen(NamedTuple):
+    """Of rows or columns: what a convolution is computed from, and where its result lies."""
+
+    inside: slice
+    padding: int
+    result: slice
+
+
+def _seen(part: slice, length: int, reach: int) -> _Seen:
+    start, stop = max(0, part.start - reach), min(length, part.stop + reach)
+    if stop - start == part.stop - part.start + 2 * reach:
+        return _Seen(slice(start, stop), 0, slice(None))
+    return _Seen(slice(start, stop), reach, slice(part.start - start, part.stop - start))
+
+
+def _inner(x: Tensor, margin: int) -> Rectangle:
+    height, width = x.shape[2:]
+    return slice(margin, height - margin), slice(margin, width - margin)
+
+
+def _relative(inner: slice, outer: slice) -> slice:
+    return slice(inner.start - outer.start, inner.stop - outer.start)
+
+
+def clear(x: Tensor, outside: Sequence[int], value: int = 0) -> None:
+    """Sets what is outside of the image, `Margins`, in place."""
+    left, right, top, bottom = outside
+    height, width = x.shape[2:]
+    x[:, :, :top], x[:, :, height - bottom :] = value, value
+    x[..., :left], x[..., width - right :] = value, value
+
+
+def split(span: slice, count: int) -> list[slice]:
+    """So many parts of a span, as equal as can be."""
+    length = span.stop - span.start
+    edges = [span.start + length * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def bands(features: Tensor) -> list[slice]:
+    """Rows of features (N, C, h, w) that together have about `BAND` pixels, two rows at least if
+    there are so many; all of them where there is no cache to stay in, outside of a CPU."""
+    height, width = features.shape[2:]
+    count = -(-height * width // BAND) if features.device.type == "cpu" else 1
+    return split(slice(0, height), max(1, min(height // 2, count)))

@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srgan.generator import InferenceGenerator
+from srgan.generator import InferenceGenerator, Margins, Rectangle, bands, clear
 from srgan.metrics import psnr_y
-from srgan.tiling import bands
 
 #: Inputs of the head with the largest weights, which stay float32: the channels that carry the
 #: colours themselves have weights that would leave next to no digits for those of the others.
@@ -66,7 +65,7 @@ def available() -> bool:
             return False
         q = torch.full((1, 64, 4, 4), TOP, dtype=torch.uint8)
         q = q.contiguous(memory_format=torch.channels_last)
-        conv = _pack(torch.full((16, 64, 3, 3), 127.0), torch.zeros(16), zero=0, rows=1)
+        conv = _pack(torch.full((16, 64, 3, 3), 127.0), torch.zeros(16), zero=0, padding=[1, 1])
         result = _convolve(q, conv, BETWEEN)
         total = torch.zeros_like(result, dtype=torch.float32)
         _add_convolution(total, q, conv)
@@ -82,11 +81,11 @@ class _Watch(InferenceGenerator):
         super().__init__(state)
         self.ranges = ranges
 
-    def convolve(self, name: str, x: Tensor) -> Tensor:
+    def convolve(self, name: str, x: Tensor, part: Rectangle | None = None) -> Tensor:
         low, high = x.amin((0, 2, 3)).clamp_max(0), x.amax((0, 2, 3)).clamp_min(0)
         lowest, highest = self.ranges.get(name, (low, high))
         self.ranges[name] = low.minimum(lowest), high.maximum(highest)
-        return super().convolve(name, x)
+        return super().convolve(name, x, part)
 
 
 class Int8Generator(InferenceGenerator):
@@ -125,9 +124,9 @@ class Int8Generator(InferenceGenerator):
             if name in self._follower:  # then the result counts in steps of that one's grid
                 step = self._grids[self._follower[name]].scale
                 weight, bias = weight / step, bias / step
-            # In the body rows of zeros are there where they are needed.
-            rows = weight.shape[-1] // 2 if name in TAIL else 0
-            self._convolutions[name] = _pack(weight, bias, grid.zero, rows)
+            # Rows of zeros are there where they are needed, in the tail columns too.
+            padding = [0, 0] if name in TAIL else [0, 1]
+            self._convolutions[name] = _pack(weight, bias, grid.zero, padding)
             self.drop(name)
 
     def add_block(self, i: int, x: Tensor) -> None:
@@ -149,13 +148,19 @@ class Int8Generator(InferenceGenerator):
         for band in bands(x):
             self._add(name, self._round(name, x, _grow(band, 1)), total[:, :, band])
 
-    def tail(self, features: Tensor) -> Tensor:
+    def tail(self, features: Tensor, outside: Margins = (0, 0, 0, 0)) -> Tensor:
         y = self._convolve("upsample1", self._round("upsample1", features))
-        q = F.pixel_shuffle(self._activate("upsample1", y), 2).contiguous(memory_format=CL)
+        q = F.pixel_shuffle(self._activate("upsample1", y), 2)[:, :, 1:-1, 1:-1]
+        q = q.contiguous(memory_format=CL)
+        outside = [max(0, 2 * margin - 3) for margin in outside]
+        clear(q, outside, self._grids["upsample2"].zero)
         y = self._convolve("upsample2", q)
         q = self._activate("upsample2", y)
+        outside = [max(0, margin - 1) for margin in outside]
+        clear(q, outside, self._grids["head"].zero)
+        clear(y, outside)
         large = y[:, : self._float_inputs].float().mul_(self._grids["head"].scale)
-        x = F.conv2d(large.contiguous(memory_format=CL), self._float_head, padding=2)
+        x = F.conv2d(large.contiguous(memory_format=CL), self._float_head)
         self._add("head", q, x)
         return F.pixel_shuffle(x, 2)
 
@@ -252,12 +257,11 @@ def _copy(x: Tensor, q: Tensor) -> None:
     q.copy_(x.to(torch.int16))
 
 
-def _pack(weight: Tensor, bias: Tensor, zero: int, rows: int) -> _Convolution:
-    """A convolution of integers q, with scale 1 and this zero point, and with so many rows of
-    padding; of columns it has as many as keep the width."""
+def _pack(weight: Tensor, bias: Tensor, zero: int, padding: list[int]) -> _Convolution:
+    """A convolution of integers q, with scale 1, this zero point and so many rows and columns of
+    padding."""
     scales = weight.abs().amax((1, 2, 3)).clamp_min(1e-12) / 127
     rounded = _round_taps(weight / scales.view(-1, 1, 1, 1)).to(torch.int8)
-    padding = [rows, weight.shape[-1] // 2]
     packed = torch.ops.onednn.qconv_prepack(
         rounded, scales, 1.0, zero, [1, 1], padding, [1, 1], 1, None
     )

@@ -9,13 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise, product
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from srgan.generator import SCALE, InferenceGenerator
-
-Rectangle = tuple[slice, slice]
-#: Pixels of the features that are computed at a time where they stay in a processor's cache.
-BAND = 2**16
+from srgan.generator import SCALE, InferenceGenerator, Margins, Rectangle
 
 
 def enlarge_tiled(
@@ -64,21 +61,19 @@ def enlarge_tiled(
     for (rows, row_window), (columns, column_window) in product(down, across):
         window = row_window, column_window
         features = network.body(_cut(lr, window), tick=partial(advance, _area(window) * block_work))
-        right = (
-            _without_halo(row_window, network.body_halo, height),
-            _without_halo(column_window, network.body_halo, width),
-        )
-        for parts in product(*(_cover(span, tail_tile, halo) for span in right)):
-            part, around = zip(*parts, strict=True)
-            part = _intersect(part, (rows, columns))
-            enlarged = network.tail(_cut(features, _relative(around, window)))
-            _cut(sr, _scaled(part))[:] = _cut(enlarged, _scaled(_relative(part, around)))
+        for spans in product(_cover(rows, tail_tile), _cover(columns, tail_tile)):
+            part, computed = zip(*spans, strict=True)
+            around, outside = _grow(computed, halo, (height, width))
+            enlarged = network.tail(
+                F.pad(_cut(features, _relative(around, window)), outside), outside
+            )
+            _cut(sr, _scaled(computed))[:] = enlarged
             advance(_area(part) * network.tail_work)
         del features  # or there would be those of two tiles at a time
     return sr
 
 
-def _cover(span: slice, side: int, halo: int) -> list[tuple[slice, slice]]:
+def _cover(span: slice, side: int, halo: int = 0) -> list[tuple[slice, slice]]:
     """Cuts a span into parts, and tells of each the window that it is computed from.
 
     The windows are equally long, at most `side` with a halo at both ends: oneDNN compiles code for
@@ -96,30 +91,14 @@ def _cover(span: slice, side: int, halo: int) -> list[tuple[slice, slice]]:
     return list(zip(parts, [slice(a, a + window) for a in starts], strict=True))
 
 
-def _without_halo(window: slice, halo: int, length: int) -> slice:
-    """What is right of what was computed in a window, which at the image's ends needs no halo."""
-    start = window.start + halo if window.start > 0 else 0
-    return slice(start, window.stop - halo if window.stop < length else length)
-
-
-def split(span: slice, count: int) -> list[slice]:
-    """So many parts of a span, as equal as can be."""
-    length = span.stop - span.start
-    edges = [span.start + length * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in pairwise(edges)]
-
-
-def bands(features: Tensor) -> list[slice]:
-    """Rows of features (N, C, h, w) that together have about `BAND` pixels; two rows at least, if
-    there are so many."""
-    height, width = features.shape[2:]
-    return split(slice(0, height), max(1, min(height // 2, -(-height * width // BAND))))
-
-
-def _intersect(a: Rectangle, b: Rectangle) -> Rectangle:
-    return tuple(
-        slice(max(i.start, j.start), min(i.stop, j.stop)) for i, j in zip(a, b, strict=True)
-    )
+def _grow(tile: Rectangle, halo: int, size: tuple[int, int]) -> tuple[Rectangle, Margins]:
+    """A tile with its halo as far as that is inside of an image, and how much of it is outside."""
+    inside, outside = [], ()
+    for span, length in zip(tile, size, strict=True):
+        start, stop = span.start - halo, span.stop + halo
+        inside.append(slice(max(0, start), min(length, stop)))
+        outside = (max(0, -start), max(0, stop - length), *outside)
+    return tuple(inside), outside
 
 
 def _relative(inner: Rectangle, outer: Rectangle) -> Rectangle:

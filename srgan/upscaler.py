@@ -292,7 +292,7 @@ class Upscaler:
             ranges = self._ranges[model]
             if ranges is not None:
                 return int8.Int8Generator(state, ranges)
-        if self.device.type == "cpu" and winograd.available():
+        if self.device.type == "cpu" and winograd.pays():
             return winograd.WinogradGenerator(state)
         dtype = torch.float16 if self.precision == "float16" else torch.float32
         # On MPS torch has misread the strides of channels_last (pytorch/pytorch#180984).

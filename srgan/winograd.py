@@ -9,20 +9,23 @@ time, which stay in the cache, by additions of whole rows of pixels.
 
 import math
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srgan.generator import InferenceGenerator
-from srgan.tiling import bands, split
+from srgan.generator import InferenceGenerator, Rectangle, split
 
 #: Pixels a side of a tile of the output, and of the input that it needs.
 OUT, IN = 4, 6
 #: Tiles that are transformed at a time, about: all, and for each thread; and least in a row. Less
 #: would leave threads idle: MKL computes products of matrices with under some 150 rows in one.
 TILES, THREAD_TILES, LEAST_COLUMNS = 256, 128, 16
+#: How many times as fast it has to be.
+WORTH = 1.05
 #: Kernel -> transformed kernel, for the points 0, 1, −1, 2, −2, ∞.
 _KERNEL = torch.tensor(
     [
@@ -37,9 +40,27 @@ _KERNEL = torch.tensor(
 )
 
 
-def available() -> bool:
-    """Whether it pays here: on x86, whose products of matrices are MKL's."""
-    return torch.backends.mkl.is_available()
+@cache
+def pays() -> bool:
+    """Whether it is faster here than PyTorch's own convolutions: tried once, in some 0.1 s.
+
+    That depends on MKL, whose products of matrices reach the processor's peak on Intel's, but half
+    of it or less on others.
+    """
+    if not torch.backends.mkl.is_available():
+        return False
+    with torch.inference_mode():
+        weight, bias = torch.ones(64, 64, 3, 3), torch.ones(64)
+        x = torch.ones(1, 64, 128, 128).contiguous(memory_format=torch.channels_last)
+        ours, theirs = WinogradConvolution(weight, bias), partial(F.conv2d, padding=1)
+        seconds = [(_seconds(ours, x), _seconds(theirs, x, weight, bias)) for _ in range(5)]
+    return WORTH * min(ours for ours, _ in seconds) < min(theirs for _, theirs in seconds)
+
+
+def _seconds(function: Callable, *arguments: Tensor) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
 
 
 class WinogradConvolution:
@@ -61,19 +82,20 @@ class WinogradConvolution:
         self._outputs = len(bias)
         self._slope = slope
 
-    def __call__(self, x: Tensor, part: slice | None = None) -> Tensor:
+    def __call__(self, x: Tensor, part: Rectangle | None = None) -> Tensor:
         """Convolves.
 
         Args:
             x: (N, C, h, w).
-            part: rows of the result that are wanted; None for all h.
+            part: rows and columns of the result that are wanted; None for all h × w.
 
         Returns:
-            (N, O, rows, w), channels_last but for gaps between the rows.
+            (N, O, height, width), channels_last but for gaps between the rows.
         """
         channels, height, width = x.shape[1:]
-        part = part or slice(0, height)
-        height = part.stop - part.start
+        wanted = part or (slice(0, height), slice(0, width))
+        height, width = (span.stop - span.start for span in wanted)
+        first_row, first_column = (span.start - 1 for span in wanted)  # with padding
         rows, columns = -(-height // OUT), -(-width // OUT)  # of tiles
         tiles = max(TILES, THREAD_TILES * torch.get_num_threads())
         result = x.new_empty(len(x), OUT * rows, OUT * columns, self._outputs)
@@ -86,7 +108,7 @@ class WinogradConvolution:
                     top, bottom = down.start, down.stop
                     size = bottom - top, right - left
                     block = blocks.get(size) or blocks.setdefault(size, _Block(*size, channels))
-                    block.read(pixels, part.start + OUT * top - 1, OUT * left - 1)
+                    block.read(pixels, first_row + OUT * top, first_column + OUT * left)
                     written = out[OUT * top : OUT * bottom, OUT * left : OUT * right]
                     for i, (kernel, bias) in enumerate(self._parts):
                         block.write(kernel, bias, written[:, :, i * channels : (i + 1) * channels])
@@ -224,23 +246,7 @@ class WinogradGenerator(InferenceGenerator):
                 self._convolutions[name] = WinogradConvolution(weight, bias, slope)
                 self.drop(name)
 
-    def add_block(self, i: int, x: Tensor) -> None:
-        first, second = (self._convolutions[f"blocks.{i}.conv{j}"] for j in (1, 2))
-        height, waiting = x.shape[2], None
-        for band in bands(x):
-            # The rows next to the band too, where there are some: the second one needs them.
-            seen = slice(max(0, band.start - 1), min(height, band.stop + 1))
-            y = first(x, seen)
-            if waiting:  # till the rows that this band and the one before both need were read
-                x[:, :, waiting[0]] += waiting[1]
-            waiting = band, second(y, slice(band.start - seen.start, band.stop - seen.start))
-        x[:, :, waiting[0]] += waiting[1]
-
-    def add_convolution(self, name: str, x: Tensor, total: Tensor) -> None:
-        for band in bands(x):
-            total[:, :, band] += self._convolutions[name](x, band)
-
-    def convolve(self, name: str, x: Tensor) -> Tensor:
+    def convolve(self, name: str, x: Tensor, part: Rectangle | None = None) -> Tensor:
         if name in self._convolutions:
-            return self._convolutions[name](x)
-        return super().convolve(name, x)
+            return self._convolutions[name](x, part)
+        return super().convolve(name, x, part)

@@ -8,10 +8,12 @@ from srgan.generator import (
     GeneratorConfig,
     InferenceGenerator,
     PReLU,
+    bands,
     convolve_normalized,
     fold,
     reindex_head,
 )
+from srgan.winograd import WinogradGenerator
 
 
 def test_default_size_is_the_papers():
@@ -140,7 +142,10 @@ def test_halos_are_as_wide_as_the_network_sees(make_generator):
         poked = features.clone()
         poked[..., at, at] += 1
         difference = network.tail(poked) - network.tail(features)
-    assert reach(difference, SCALE, at) == network.tail_halo
+    # Of all but a halo of three features the enlargement is returned.
+    halo = network.tail_halo
+    assert difference.shape[2:] == (SCALE * (side - 2 * halo), SCALE * (side - 2 * halo))
+    assert reach(difference, SCALE, at - halo) == halo
 
 
 def test_body_ticks_once_a_block(make_generator):
@@ -207,3 +212,15 @@ def test_generator_can_be_traced_and_saved_for_other_runtimes(make_generator, tm
     lr = torch.rand(1, 3, 6, 7)
     torch.jit.trace(generator, lr).save(str(tmp_path / "traced.pt"))
     torch.testing.assert_close(torch.jit.load(tmp_path / "traced.pt")(lr), generator(lr))
+
+
+@pytest.mark.parametrize("kind", [InferenceGenerator, WinogradGenerator])
+@pytest.mark.parametrize("height", [1, 2, 3, 5, 8, 29])
+def test_bands_give_the_same_picture(make_generator, monkeypatch, kind, height):
+    state = fold(make_generator(config=GeneratorConfig(channels=8, blocks=3)))
+    lr = torch.rand(1, 3, height, 21, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = kind(state)(lr)
+        monkeypatch.setattr("srgan.generator.BAND", 3 * 21)
+        assert len(bands(lr)) == max(1, min(height // 2, -(-height // 3)))
+        torch.testing.assert_close(kind(state)(lr), expected, rtol=0, atol=1e-5)

@@ -2,8 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from srgan import tiling
-from srgan.generator import GeneratorConfig, InferenceGenerator, fold
+from srgan.generator import GeneratorConfig, InferenceGenerator, bands, fold
 from srgan.int8 import (
     LIMIT,
     TOP,
@@ -44,7 +43,7 @@ def test_convolutions_are_exact(kernel, zero):
     weight[:, 0, 0, 0] = 127  # so that every output's scale is 1
     bias = torch.arange(8.0)
     expected = F.conv2d(q.float() - zero, weight, bias, padding=kernel // 2)
-    conv = _pack(weight, bias, zero, kernel // 2)
+    conv = _pack(weight, bias, zero, [kernel // 2] * 2)
     x = torch.randn(1, 8, 9, 7).contiguous(memory_format=torch.channels_last)
     total = x.clone()
     _add_convolution(total, q.to(torch.uint8), conv)
@@ -154,8 +153,8 @@ def test_bands_give_the_same_picture(bundled, calibration, monkeypatch, height):
     network = Int8Generator(bundled, calibration[0])
     lr = _calibration_images()[1][:, :, :height, :21]
     expected = network(lr)
-    monkeypatch.setattr(tiling, "BAND", 3 * 21)
-    assert len(tiling.bands(lr)) == max(1, min(height // 2, -(-height // 3)))
+    monkeypatch.setattr("srgan.generator.BAND", 3 * 21)
+    assert len(bands(lr)) == max(1, min(height // 2, -(-height // 3)))
     torch.testing.assert_close(network(lr), expected, rtol=0, atol=1e-4)
     assert F.mse_loss(expected, InferenceGenerator(bundled)(lr)) < 1e-4
 

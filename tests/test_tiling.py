@@ -45,11 +45,10 @@ def test_full_size_network_tiles_exactly(make_generator):
     torch.testing.assert_close(sr, network(lr), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("part, halo", [("body_halo", 3), ("tail_halo", 1)])
-def test_too_narrow_a_halo_shows_at_the_seams(network, monkeypatch, part, halo):
+def test_too_narrow_a_halo_shows_at_the_seams(network, monkeypatch):
     """That the tests above could fail, and where the seams are."""
     lr = torch.rand(1, 3, 60, 20)
-    monkeypatch.setattr(network, part, halo, raising=False)
+    monkeypatch.setattr(network, "body_halo", 3)
     seen = network.body_halo + network.tail_halo
     rows, columns = (_cover(slice(0, side), 14, seen) for side in (60, 20))
     assert len(rows) > 1 and len(columns) == 1
@@ -57,8 +56,7 @@ def test_too_narrow_a_halo_shows_at_the_seams(network, monkeypatch, part, halo):
     wrong = (sr - network(lr)).abs().amax((0, 1)) > 1e-5  # (240, 80)
     seam = 4 * rows[0][0].stop
     assert wrong[seam - 2 : seam + 2].all()
-    if part == "body_halo":  # the tail has more seams
-        assert not wrong[: seam - 30].any()
+    assert not wrong[: seam - 30].any()
 
 
 @pytest.mark.parametrize("size", [(70, 45), (45, 70), (300, 9), (9, 300), (33, 33), (150, 150)])
@@ -103,7 +101,7 @@ def test_there_are_few_shapes(network, monkeypatch):
     """For each of them oneDNN compiles code."""
     shapes = []
     tail = network.tail
-    monkeypatch.setattr(network, "tail", lambda x: shapes.append(x.shape) or tail(x))
+    monkeypatch.setattr(network, "tail", lambda x, *rest: shapes.append(x.shape) or tail(x, *rest))
     enlarge_tiled(network, torch.rand(1, 3, 101, 83), tail_tile=8)
     assert len(shapes) > 100 and len(set(shapes)) == 1
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from srgan import GeneratorConfig, tiling
+from srgan import GeneratorConfig, winograd
 from srgan.generator import InferenceGenerator, fold
 from srgan.winograd import WinogradConvolution, WinogradGenerator
 
@@ -36,6 +36,32 @@ def test_equals_the_convolution(height, width, channels, outputs, slope):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("rows", [(0, 40), (3, 9), (0, 1), (39, 40)])
+@pytest.mark.parametrize("columns", [(0, 50), (1, 49), (11, 12)])
+@torch.inference_mode()
+def test_computes_a_part_of_the_result(rows, columns):
+    (weight, bias), x = filters(16, 8), image(1, 8, 40, 50)
+    part = slice(*rows), slice(*columns)
+    expected = F.conv2d(x, weight, bias, padding=1)[:, :, part[0], part[1]]
+    result = WinogradConvolution(weight, bias)(x, part)
+    torch.testing.assert_close(result, expected, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("factor, faster", [(0.5, True), (2.0, False)])
+def test_is_taken_where_it_is_faster(monkeypatch, factor, faster):
+    """By a clock that only these two move."""
+    now = 0.0
+
+    def advance(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(winograd.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(WinogradConvolution, "__call__", lambda *_: advance(factor))
+    monkeypatch.setattr(F, "conv2d", lambda *_, **__: advance(1.0))
+    assert winograd.pays.__wrapped__() is (faster and torch.backends.mkl.is_available())
+
+
 def test_takes_several_images_of_any_layout():
     weight, bias = filters(8, 8)
     conv = WinogradConvolution(weight, bias)
@@ -77,14 +103,3 @@ def test_generator_gives_the_same_picture(make_generator, size):
     torch.testing.assert_close(network(lr), expected(lr), rtol=0, atol=1e-5)
     assert network.body_work == expected.body_work
     assert network.tail_work == expected.tail_work
-
-
-@pytest.mark.parametrize("height", [1, 2, 3, 5, 8, 29])
-@torch.inference_mode()
-def test_bands_give_the_same_picture(make_generator, monkeypatch, height):
-    state = fold(make_generator(config=GeneratorConfig(channels=8, blocks=3)))
-    lr = torch.rand(1, 3, height, 21, generator=torch.Generator().manual_seed(0))
-    network, expected = WinogradGenerator(state), InferenceGenerator(state)(lr)
-    monkeypatch.setattr(tiling, "BAND", 3 * 21)
-    assert len(tiling.bands(lr)) == max(1, min(height // 2, -(-height // 3)))
-    torch.testing.assert_close(network(lr), expected, rtol=0, atol=1e-5)
