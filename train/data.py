@@ -17,6 +17,7 @@ from torch import Tensor
 
 from srgan.generator import SCALE
 from train import photograph
+from train.device import send
 
 #: What makes LR out of HR: `degrade`, or `train.photograph`.
 Degradation = Literal["bicubic", "photo"]
@@ -250,7 +251,7 @@ class CropSampler:
         first = offset + 3 * (within // across * width + within % across)  # byte of the corner
 
         device = self.images.pixels.device
-        first, row_bytes = photograph.send(first, device), photograph.send(3 * width, device)
+        first, row_bytes = send(first, device), send(3 * width, device)
         rows = torch.arange(side, device=device)
         line = torch.arange(3 * side, device=device)
         at = (first[:, None] + rows * row_bytes[:, None])[:, :, None] + line  # (…, side, 3 side)
@@ -260,7 +261,7 @@ class CropSampler:
         if reduction > 1:
             crops = reduce(crops, reduction)[:, :, REACH:-REACH, REACH:-REACH]
 
-        orientation = photograph.send(orientation, device)[:, None, None, None]
+        orientation = send(orientation, device)[:, None, None, None]
         crops = torch.where(orientation & 1 > 0, crops.flip(3), crops)
         crops = torch.where(orientation & 2 > 0, crops.flip(2), crops)
         crops = torch.where(orientation & 4 > 0, crops.transpose(2, 3), crops)

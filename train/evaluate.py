@@ -42,6 +42,7 @@ from srgan.image import (
 from srgan.metrics import psnr_y, ssim_y
 from srgan.upscaler import Precision, Upscaler
 from train.data import Degradation
+from train.device import exact_float32
 from train.metrics import (
     SPECTRUM_BLOCK,
     LPIPSError,
@@ -53,7 +54,6 @@ from train.metrics import (
     strokes,
 )
 from train.photograph import photograph
-from train.precision import exact_float32
 from train.vgg import TORCHVISION, VGG19, VGGError, identify
 
 logger = logging.getLogger(__name__)

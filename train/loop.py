@@ -28,8 +28,8 @@ from srgan.hub import HUB_SPEC
 from srgan.metrics import psnr_y
 from train.checkpoint import LAST_FILE, CheckpointError, load_checkpoint, save_checkpoint
 from train.data import CropSampler, Degradation, PackedImages, load_packed, make_lr
+from train.device import exact_float32
 from train.muon import Muon
-from train.precision import exact_float32
 from train.push import BackgroundPush
 from train.samples import add_samples
 

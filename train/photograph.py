@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srgan.generator import SCALE
+from train.device import send
 
 #: HR pixels around a crop that are degraded with it, so that the units of JPEG in which it lies are
 #: whole.
@@ -179,13 +180,6 @@ def _quantize(planes: Tensor, table: Tensor) -> Tensor:
 
 
 # -------------------------------------------------------------------------------------- helpers
-
-
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """From the CPU to the device, without waiting for a GPU to have taken it."""
-    if device.type == "cuda":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
 
 
 def _within(limits: tuple[float, float], draw: Tensor) -> Tensor:
