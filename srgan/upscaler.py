@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from srgan import int8, winograd
+from srgan.back_projection import back_project
 from srgan.errors import ImageError, SettingError
 from srgan.generator import SCALE, InferenceGenerator, fold
 from srgan.image import (
@@ -206,7 +207,8 @@ class Upscaler:
                 goes back.
 
         Returns:
-            (1, 3, 4h, 4w) on `device`, not clamped.
+            (1, 3, 4h, 4w) on `device`, not clamped; of clean the network's result after
+            `srgan.back_projection`.
 
         Raises:
             SettingError: as `check`.
@@ -215,8 +217,20 @@ class Upscaler:
         self.check(detail, model)
         detail = self.default_detail if detail is None else float(detail)
         network, lr = self._network(model, detail), lr.to(self.device)
-        if not self_ensemble:
-            return self._enlarge(network, lr, progress)
+        enlarge = self._enlarge_in_all_orientations if self_ensemble else self._enlarge
+        sr = enlarge(network, lr, progress)
+        if (
+            model == "clean"
+        ):  # photo's low-res images have noise and blocks that are not wanted back
+            back_project(sr, lr)
+        return sr
+
+    def _enlarge_in_all_orientations(
+        self,
+        network: InferenceGenerator,
+        lr: Tensor,
+        progress: Callable[[float], None] | None,
+    ) -> Tensor:
         mean = lr.new_zeros(1, 3, *(SCALE * side for side in lr.shape[2:]))
         for i, (mirrored, turns) in enumerate(product((False, True), range(4))):
 

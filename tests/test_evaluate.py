@@ -54,7 +54,7 @@ def generators():
     first.initialize_as_interpolation()
     second.initialize_as_interpolation()
     with torch.no_grad():
-        second.head.bias += 0.05
+        second.head.weight += 0.02 * torch.randn_like(second.head.weight)
     return first, second
 
 
@@ -101,7 +101,7 @@ def test_means_are_over_the_images_and_networks_are_told_apart(tmp_path, dataset
     for network in ("bicubic", "srresnet", "srgan"):
         values = [images[name][network]["psnr_y"] for name in ("0.png", "1.png")]
         assert mean[network]["psnr_y"] == pytest.approx(sum(values) / 2)
-    assert mean["srgan"]["psnr_y"] < mean["srresnet"]["psnr_y"]  # its colours are off by 0.05
+    assert mean["srgan"]["psnr_y"] < mean["srresnet"]["psnr_y"]  # its weights are noisy
 
 
 def test_self_ensemble_is_measured_under_its_own_name(tmp_path, dataset, generators):
@@ -312,7 +312,8 @@ def test_degraded_photographs_are_the_same_each_time(tmp_path, dataset, generato
     assert evaluate(config)["evaluation"] == results
     degraded = results["Waves, photo"]
     assert list(degraded) == ["bicubic", "srresnet", "srgan", "photo"]
-    assert degraded["photo"] == degraded["srresnet"]  # here the same network
+    # Here the same network, but not back-projected.
+    assert degraded["photo"]["psnr_y"] < degraded["srresnet"]["psnr_y"]
     clean = evaluate(EvaluateConfig(datasets=[dataset], **options))["evaluation"]["Waves"]
     assert list(clean) == ["bicubic", "srresnet", "srgan"]
     assert clean["bicubic"]["psnr_y"] > degraded["bicubic"]["psnr_y"]

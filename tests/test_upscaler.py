@@ -13,6 +13,7 @@ from PIL import Image
 from srgan import Cancelled, ImageError, Upscaler, WeightsError, int8, save_weights, tiling
 from srgan import upscaler as module
 from srgan import weights as weights_module
+from srgan.back_projection import back_project
 from srgan.generator import InferenceGenerator, fold
 from srgan.image import to_tensor
 from srgan.int8 import Int8Generator, calibrate
@@ -89,10 +90,12 @@ def test_image_given_is_not_changed(upscaler):
 
 @pytest.mark.parametrize("detail, network", [(0, "srresnet"), (1, "srgan")])
 def test_ends_of_detail_are_exactly_the_two_networks(upscaler, tiny_weights, detail, network):
+    """Back-projected."""
     generator = InferenceGenerator(fold(getattr(load_weights(tiny_weights), network)))
     lr = to_tensor(photo())
     with torch.inference_mode():
         expected = generator(lr)
+        back_project(expected, lr)
     torch.testing.assert_close(upscaler.enlarge(lr, detail), expected, rtol=0, atol=1e-5)
 
 

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from srgan import int8
 from srgan.allocator import keep_freed_memory
+from srgan.back_projection import back_project
 from srgan.generator import Generator
 from srgan.upscaler import Upscaler
 from srgan.weights import load_weights
@@ -320,6 +321,9 @@ def measure(
         engines = [
             stack.enter_context(EngineProcess(name, weights, folder, size)) for name in names
         ]
+        for engine in engines:
+            if not engine.name.startswith("ours"):  # those have done it, in the time that counts
+                back_project(engine.result, picture(*size))
         expected = engines[0].result
         errors = {e.name: (e.result - expected).abs().max().item() for e in engines}
         wrong = [n for n, error in errors.items() if n != "ours_int8" and not error < TOLERANCE]
