@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models import vgg19
 
+from srgan.back_projection import back_project
 from srgan.generator import Generator, GeneratorConfig
 from srgan.weights import SRGAN_FILE, SRRESNET_FILE, save_generator
 from tests.runs import assert_same_state, entries
@@ -146,6 +147,7 @@ def test_losses_fit_a_gpus_devices_and_precisions(monkeypatch, perceptual, norma
             config,
             lambda images, layers: [features(images) for _ in layers],
             sr.float(),
+            config.finish(sr.float(), lr),
             hr,
             (sr.float(), hr),
             real,
@@ -155,6 +157,22 @@ def test_losses_fit_a_gpus_devices_and_precisions(monkeypatch, perceptual, norma
         values["discriminator"] = losses.discriminator_loss(*logits, relativistic=True)
         for value in values.values():
             assert (value.device.type, value.dtype, value.shape) == ("cuda", torch.float32, ())
+
+
+@pytest.mark.parametrize("degradation, judged", [("bicubic", True), ("photo", False)])
+def test_what_is_judged_is_what_users_get(tmp_path, settings, degradation, judged):
+    options = {**settings, "out": tmp_path, "steps": 1, "degradation": degradation}
+    lr, sr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32, requires_grad=True)
+    expected = sr.detach().clone()
+    if judged:
+        back_project(expected, lr)
+    config = AdversarialConfig(**options)
+    result = config.finish(sr, lr)
+    assert torch.equal(result, expected)
+    assert result.requires_grad
+    assert torch.allclose(config.finish(sr + 0.1, lr), result, atol=1e-5) == judged  # no casts
+    assert AdversarialConfig(**options, back_projection=False).finish(sr, lr) is sr
+    assert PaperConfig(**options).finish(sr, lr) is sr
 
 
 @pytest.mark.parametrize("shift", [-1, 17])

@@ -24,6 +24,7 @@ import tyro
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
+from srgan.back_projection import back_project
 from srgan.errors import SRGANError
 from srgan.generator import Generator
 from srgan.weights import SRGAN_FILE, SRGAN_STAGE, load_generator, save_generator
@@ -114,10 +115,21 @@ class AdversarialConfig(TrainingConfig):
     """Channels of the discriminator relative to the paper's."""
     batch_norm: Literal["fixed", "batch"] = "fixed"
     """Statistics of the generator's BN: those of stage 1, or of each batch as in the paper."""
+    back_projection: bool = True
+    """Judge results as Upscaler gives them, after `srgan.back_projection`; the pixels' error stays
+    that of the network's own. Not with --degradation photo, whose results go without."""
 
     def weight(self, loss: str) -> float:
         """Of one of `generator_losses`."""
         return getattr(self, f"{loss}_weight")
+
+    def finish(self, sr: Tensor, lr: Tensor) -> Tensor:
+        """What is judged of the network's result."""
+        if not self.back_projection or self.degradation == "photo":
+            return sr
+        sr = sr.clone()
+        back_project(sr, lr)
+        return sr
 
     def __post_init__(self):
         super().__post_init__()
@@ -157,6 +169,7 @@ class PaperConfig(AdversarialConfig):
     relativistic: bool = False
     normalization: Literal["batch", "spectral", "none"] = "batch"
     batch_norm: Literal["fixed", "batch"] = "batch"
+    back_projection: bool = False
     optimizer: Literal["muon", "adam"] = "adam"
     beta2: float = 0.999
     clip: float | None = None
@@ -165,6 +178,7 @@ class PaperConfig(AdversarialConfig):
 def generator_losses(
     config: AdversarialConfig,
     vgg: VGG19,
+    raw: Tensor,
     sr: Tensor,
     hr: Tensor,
     seen: Sequence[Tensor],
@@ -177,6 +191,7 @@ def generator_losses(
     Args:
         config: names the weights.
         vgg: in the precision that is multiplied in.
+        raw: the network's own result.
         sr, hr: (N, 3, H, W) float32 in [0, 1].
         seen: what VGG sees of these.
         real, fake: what the discriminator returns for hr and for sr.
@@ -195,7 +210,7 @@ def generator_losses(
 
     losses = {
         "perceptual": perceptual,
-        "pixel": lambda: F.l1_loss(sr, hr),
+        "pixel": lambda: F.l1_loss(raw, hr),
         "stationarity": lambda: stationarity_loss(sr, mean),
         "spectrum": lambda: spectrum_loss(sr, hr, mean),
         "adversarial": adversarial,
@@ -250,12 +265,13 @@ def adversarial(config: AdversarialConfig) -> float:
             # -------------------------------------------------------- generator
             discriminator.requires_grad_(False)
             with autocast(config, device), cached():  # spectral weights are computed once
-                sr = ddp_generator(lr).float()
+                raw = ddp_generator(lr).float()
+                sr = config.finish(raw, lr)
                 fake = discriminator(sr)
                 with torch.no_grad():
                     real = discriminator(hr)
             seen = sampler.shifted(sr, hr, by=config.perceptual_shift)
-            losses = generator_losses(config, loss_vgg, sr, hr, seen, real, fake, world.mean)
+            losses = generator_losses(config, loss_vgg, raw, sr, hr, seen, real, fake, world.mean)
             loss = sum(config.weight(name) * value for name, value in losses.items())
             norm = update(optimizers.values(), loss, generator, config.clip)
 
@@ -281,6 +297,7 @@ def adversarial(config: AdversarialConfig) -> float:
             return {name: value.detach() for name, value in (losses | logged).items()}
 
         def measure(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
+            pairs = [(lr, config.finish(sr, lr), hr) for lr, sr, hr in pairs]
             distance = sum(feature_distances(vgg, [sr], hr)[0] for _, sr, hr in pairs) / len(pairs)
             return {"psnr_y": mean_psnr(pairs), "vgg19": distance, "likeness": -distance}
 

@@ -275,8 +275,9 @@ large.save("large.png")
 {evaluation}
 
 By `python -m train.evaluate`: images reduced with Pillow's bicubic, enlarged as `srgan.Upscaler`
-does (SRResNet and SRGAN with back-projection), results rounded to 8 bits, Y channel of BT.601, 4 border pixels cut off, SSIM with an 11×11 Gaussian window; the VGG19 feature
-distance is made like LPIPS but not calibrated (smaller is better). The paper's SSIM is of another
+does, which back-projects what SRResNet and SRGAN give, results rounded to 8 bits, Y channel of
+BT.601, 4 border pixels cut off, SSIM with an 11×11 Gaussian window; the VGG19 feature distance is
+made like LPIPS but not calibrated (smaller is better). The paper's SSIM is of another
 implementation.{degraded}
 
 ## Training
