@@ -297,7 +297,6 @@ def adversarial(config: AdversarialConfig) -> float:
             return {name: value.detach() for name, value in (losses | logged).items()}
 
         def measure(pairs: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, float]:
-            pairs = [(lr, config.finish(sr, lr), hr) for lr, sr, hr in pairs]
             distance = sum(feature_distances(vgg, [sr], hr)[0] for _, sr, hr in pairs) / len(pairs)
             return {"psnr_y": mean_psnr(pairs), "vgg19": distance, "likeness": -distance}
 

@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from srgan.allocator import keep_freed_memory
+from srgan.back_projection import back_project
 from srgan.generator import SCALE, Generator, InferenceGenerator, fold
 from srgan.hub import HUB_SPEC
 from srgan.metrics import psnr_y
@@ -423,7 +424,7 @@ def update(
 def validation_pairs(
     generator: Generator, images: PackedImages, config: TrainingConfig, *, side: int = 256
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Enlarges the middles of the first held-out images in float32.
+    """Enlarges the middles of the first held-out images in float32, as Upscaler does.
 
     Args:
         generator: run in its inference form; not changed.
@@ -438,7 +439,10 @@ def validation_pairs(
     for i in range(min(config.validation_images, len(images))):
         hr = _middle(images.image(i), side)
         lr = make_lr(hr, config.degradation, [i])
-        yield lr, network(lr).clamp(0, 1), hr
+        sr = network(lr)
+        if config.degradation == "bicubic":
+            back_project(sr, lr)
+        yield lr, sr.clamp_(0, 1), hr
 
 
 def mean_psnr(pairs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float:
