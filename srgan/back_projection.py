@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srgan.generator import SCALE, bands
+from srgan.generator import SCALE, bands, relative
 
 #: LR rows next to a band that bicubic kernels see, in either direction.
 HALO = 2
@@ -28,10 +28,10 @@ def back_project(sr: Tensor, lr: Tensor) -> None:
     parts = [(band, _grow(band, lr.shape[2])) for band in bands(lr)]
     for band, seen in parts:
         reduced = _resize(sr[:, :, _scaled(seen)], 1 / SCALE)
-        lacking[:, :, band] -= reduced[:, :, _within(band, seen)]
+        lacking[:, :, band] -= reduced[:, :, relative(band, seen)]
     for band, seen in parts:
         enlarged = _resize(lacking[:, :, seen], SCALE)
-        sr[:, :, _scaled(band)] += enlarged[:, :, _scaled(_within(band, seen))]
+        sr[:, :, _scaled(band)] += enlarged[:, :, _scaled(relative(band, seen))]
 
 
 def _resize(x: Tensor, factor: float) -> Tensor:
@@ -42,10 +42,6 @@ def _resize(x: Tensor, factor: float) -> Tensor:
 
 def _grow(band: slice, height: int) -> slice:
     return slice(max(0, band.start - HALO), min(height, band.stop + HALO))
-
-
-def _within(inner: slice, outer: slice) -> slice:
-    return slice(inner.start - outer.start, inner.stop - outer.start)
 
 
 def _scaled(rows: slice) -> slice:

@@ -329,7 +329,7 @@ class InferenceGenerator(nn.Module):
             # The rows next to the band too, where there are some: the second one needs them.
             seen = slice(max(0, band.start - 1), min(height, band.stop + 1))
             y = self.convolve(first, x, (seen, columns))
-            y = self.convolve(second, y, (_relative(band, seen), columns))
+            y = self.convolve(second, y, (relative(band, seen), columns))
             if waiting:  # till the rows that this band and the one before both need were read
                 x[:, :, waiting[0]] += waiting[1]
             waiting = band, y
@@ -385,7 +385,8 @@ def _inner(x: Tensor, margin: int) -> Rectangle:
     return slice(margin, height - margin), slice(margin, width - margin)
 
 
-def _relative(inner: slice, outer: slice) -> slice:
+def relative(inner: slice, outer: slice) -> slice:
+    """Where a part lies within a larger one."""
     return slice(inner.start - outer.start, inner.stop - outer.start)
 
 

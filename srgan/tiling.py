@@ -12,7 +12,7 @@ from itertools import pairwise, product
 import torch.nn.functional as F
 from torch import Tensor
 
-from srgan.generator import SCALE, InferenceGenerator, Margins, Rectangle
+from srgan.generator import SCALE, InferenceGenerator, Margins, Rectangle, relative
 
 
 def enlarge_tiled(
@@ -102,9 +102,7 @@ def _grow(tile: Rectangle, halo: int, size: tuple[int, int]) -> tuple[Rectangle,
 
 
 def _relative(inner: Rectangle, outer: Rectangle) -> Rectangle:
-    return tuple(
-        slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True)
-    )
+    return tuple(relative(i, o) for i, o in zip(inner, outer, strict=True))
 
 
 def _scaled(tile: Rectangle) -> Rectangle:
