@@ -77,6 +77,7 @@ class AdversarialConfig(TrainingConfig):
     ON_CPU = 8, 1e-4
     ON_GPU = 16, 1e-4
 
+    candidates: int = 1
     init: Path
     """Weights of stage 1 (.safetensors)."""
     vgg: str = TORCHVISION
@@ -159,7 +160,6 @@ class PaperConfig(AdversarialConfig):
 
     ON_CPU = ON_GPU = 16, 1e-4
 
-    candidates: int = 1
     perceptual: Literal["normalized", "relative", "paper"] = "paper"
     perceptual_shift: int = 0
     pixel_weight: float = 0.0
