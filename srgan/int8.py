@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from srgan.back_projection import back_project
 from srgan.generator import InferenceGenerator, Margins, Rectangle, bands, clear
 from srgan.metrics import psnr_y
 
@@ -31,6 +32,10 @@ STRIP = 2**19
 BETWEEN = torch.bfloat16
 #: Largest integer, and largest value that is told from a larger one before PReLU and rounding.
 TOP, LIMIT = 255, 2**14
+
+#: Share of the ranges that grids hold: what goes beyond is rare, and finer steps are worth more.
+#: Not where the features enter the tail, which carry the colours themselves.
+KEPT = 0.9
 
 #: The convolutions outside of the body, in their order.
 TAIL = "upsample1", "upsample2", "head"
@@ -94,7 +99,7 @@ class Int8Generator(InferenceGenerator):
 
     Args:
         state: as for `InferenceGenerator`.
-        ranges: of the inputs, from `calibrate`; what exceeds them is clamped.
+        ranges: of the inputs, from `calibrate`; what exceeds `KEPT` of them is clamped.
     """
 
     def __init__(self, state: dict[str, Tensor], ranges: Ranges):
@@ -114,9 +119,10 @@ class Int8Generator(InferenceGenerator):
         follower = {f"blocks.{i}.conv1": f"blocks.{i}.conv2" for i in range(self.depth)}
         self._follower = follower | dict(pairwise(TAIL))
         self._grids = {
-            name: _grid(low.min().item(), high.max().item())
+            name: _grid(kept * low.min().item(), kept * high.max().item())
             for name, (low, high) in ranges.items()
             if name != "stem"
+            for kept in [1 if name == "upsample1" else KEPT]
         }
         self._convolutions: dict[str, _Convolution] = {}
         for name, grid in self._grids.items():
@@ -196,23 +202,34 @@ class Int8Generator(InferenceGenerator):
 
 
 @torch.inference_mode()
-def calibrate(states: list[dict[str, Tensor]], images: list[Tensor]) -> tuple[Ranges, float]:
+def calibrate(
+    states: list[dict[str, Tensor]], images: list[Tensor], *, back_projected: bool = True
+) -> tuple[Ranges, float]:
     """Measures the ranges, and what the integers lose.
 
     Args:
         states: of all networks for which the ranges are to do, as for `InferenceGenerator`.
         images: photographs, each (1, 3, h, w) in [0, 1].
+        back_projected: whether results will be.
 
     Returns:
         The ranges over all networks and images, and the smallest PSNR-Y of an image enlarged with
         integers against the same in float32, in dB.
     """
+
+    def enlarge(network: InferenceGenerator, image: Tensor) -> Tensor:
+        sr = network(image)
+        if back_projected:
+            back_project(sr, image)
+        return sr
+
     ranges: Ranges = {}
-    expected = [[_Watch(state, ranges)(image) for image in images] for state in states]
+    expected = [[enlarge(_Watch(state, ranges), image) for image in images] for state in states]
     likenesses = []
     for state, srs in zip(states, expected, strict=True):
         network = Int8Generator(state, ranges)
-        likenesses += [psnr_y(network(image), sr) for image, sr in zip(images, srs, strict=True)]
+        pairs = zip(images, srs, strict=True)
+        likenesses += [psnr_y(enlarge(network, image), sr) for image, sr in pairs]
     return ranges, min(likenesses)
 
 

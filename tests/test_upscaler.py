@@ -343,7 +343,7 @@ def test_auto_takes_int8_where_it_is_fast(monkeypatch, fast, precision):
 def test_only_auto_minds_what_int8_loses(tiny_weights, monkeypatch, wanted, precision):
     monkeypatch.setattr(int8, "available", lambda: True)
     monkeypatch.setattr(
-        int8, "calibrate", lambda *arguments: (calibrate(*arguments)[0], LEAST_LIKENESS - 0.1)
+        int8, "calibrate", lambda *given, **how: (calibrate(*given, **how)[0], LEAST_LIKENESS - 0.1)
     )
     assert Upscaler(tiny_weights, "cpu", precision=wanted).precision == precision
 
@@ -380,7 +380,9 @@ def test_what_int8_loses_of_photo_is_no_matter_to_clean(
 ):
     monkeypatch.setattr(int8, "available", lambda: True)
     likenesses = [LEAST_LIKENESS, LEAST_LIKENESS - 0.1]
-    monkeypatch.setattr(int8, "calibrate", lambda *given: (calibrate(*given)[0], likenesses.pop(0)))
+    monkeypatch.setattr(
+        int8, "calibrate", lambda *given, **how: (calibrate(*given, **how)[0], likenesses.pop(0))
+    )
     upscaler = Upscaler(tiny_photo_weights, "cpu", precision=wanted)
     in_float32 = photo_upscaler.upscale(photo(), model="photo")
     assert same(upscaler.upscale(photo(), model="photo"), in_float32) == lost
