@@ -252,10 +252,8 @@ class CropSampler:
 
         device = self.images.pixels.device
         first, row_bytes = send(first, device), send(3 * width, device)
-        rows = torch.arange(side, device=device)
-        line = torch.arange(3 * side, device=device)
-        at = (first[:, None] + rows * row_bytes[:, None])[:, :, None] + line  # (…, side, 3 side)
-        crops = self.images.pixels[at].view(-1, self.candidates, side, side, 3)
+        crops = _cut(self.images.pixels, first, row_bytes, side)
+        crops = crops.view(-1, self.candidates, side, side, 3)
         crops = _most_detailed(crops, reduction)
         crops = crops.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, side, side)
         if reduction > 1:
@@ -286,6 +284,27 @@ class CropSampler:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.generator.set_state(state["random"])
+
+
+def _cut(pixels: Tensor, first: Tensor, row_bytes: Tensor, side: int) -> Tensor:
+    """Squares out of images.
+
+    Args:
+        pixels: (bytes,) uint8, RGB, HWC.
+        first: (n,) byte of each square's corner.
+        row_bytes: (n,) of the image that it lies in.
+        side: in pixels.
+
+    Returns:
+        (n, side, 3 side)
+    """
+    if pixels.device.type == "cpu":  # a row at a time; a GPU gathers single bytes as fast
+        size = side, 3 * side
+        places = zip(first.tolist(), row_bytes.tolist(), strict=True)
+        return torch.stack([pixels[start:].as_strided(size, (step, 1)) for start, step in places])
+    rows = torch.arange(side, device=pixels.device)
+    line = torch.arange(3 * side, device=pixels.device)
+    return pixels[(first[:, None] + rows * row_bytes[:, None])[:, :, None] + line]
 
 
 def _most_detailed(crops: Tensor, distance: int) -> Tensor:
