@@ -353,10 +353,10 @@ class InferenceGenerator(nn.Module):
         x = self.convolve("upsample1", features, _inner(features, 1))
         x = F.pixel_shuffle(x, 2)[:, :, 1:-1, 1:-1]
         # Each convolution sees zeros around the image, not what the one before made of them.
-        outside = [max(0, 2 * margin - 3) for margin in outside]
-        clear(x, outside)
+        first, second = tail_margins(outside)
+        clear(x, first)
         x = self.convolve("upsample2", x, _inner(x, 1))
-        clear(x, [max(0, margin - 1) for margin in outside])
+        clear(x, second)
         return F.pixel_shuffle(self.convolve("head", x, _inner(x, 2)), 2)
 
     def forward(self, lr: Tensor) -> Tensor:
@@ -388,6 +388,16 @@ def _inner(x: Tensor, margin: int) -> Rectangle:
 def relative(inner: slice, outer: slice) -> slice:
     """Where a part lies within a larger one."""
     return slice(inner.start - outer.start, inner.stop - outer.start)
+
+
+def tail_margins(outside: Margins) -> tuple[list[int], list[int]]:
+    """What is outside of the image in the inputs of the tail's second and third convolution.
+
+    Each loses a pixel at every side; between the first two PixelShuffle doubles the rest, and one
+    more is cut off.
+    """
+    first = [max(0, 2 * (margin - 1) - 1) for margin in outside]
+    return first, [max(0, margin - 1) for margin in first]
 
 
 def clear(x: Tensor, outside: Sequence[int], value: int = 0) -> None:

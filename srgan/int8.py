@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srgan.back_projection import back_project
-from srgan.generator import InferenceGenerator, Margins, Rectangle, bands, clear
+from srgan.generator import InferenceGenerator, Margins, Rectangle, bands, clear, tail_margins
 from srgan.metrics import psnr_y
 
 #: Inputs of the head with the largest weights, which stay float32: the channels that carry the
@@ -158,13 +158,12 @@ class Int8Generator(InferenceGenerator):
         y = self._convolve("upsample1", self._round("upsample1", features))
         q = F.pixel_shuffle(self._activate("upsample1", y), 2)[:, :, 1:-1, 1:-1]
         q = q.contiguous(memory_format=CL)
-        outside = [max(0, 2 * margin - 3) for margin in outside]
-        clear(q, outside, self._grids["upsample2"].zero)
+        first, second = tail_margins(outside)
+        clear(q, first, self._grids["upsample2"].zero)
         y = self._convolve("upsample2", q)
         q = self._activate("upsample2", y)
-        outside = [max(0, margin - 1) for margin in outside]
-        clear(q, outside, self._grids["head"].zero)
-        clear(y, outside)
+        clear(q, second, self._grids["head"].zero)
+        clear(y, second)
         large = y[:, : self._float_inputs].float().mul_(self._grids["head"].scale)
         x = F.conv2d(large.contiguous(memory_format=CL), self._float_head)
         self._add("head", q, x)

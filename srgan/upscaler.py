@@ -219,9 +219,8 @@ class Upscaler:
         network, lr = self._network(model, detail), lr.to(self.device)
         enlarge = self._enlarge_in_all_orientations if self_ensemble else self._enlarge
         sr = enlarge(network, lr, progress)
-        if (
-            model == "clean"
-        ):  # photo's low-res images have noise and blocks that are not wanted back
+        # What photo's results lack of the low-res image is its noise and blocks.
+        if model == "clean":
             back_project(sr, lr)
         return sr
 
