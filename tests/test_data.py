@@ -15,6 +15,8 @@ from train.data import (
     MARGIN,
     CropSampler,
     PackedImages,
+    _copy,
+    _gather,
     degrade,
     load_packed,
     reduce,
@@ -340,3 +342,11 @@ def test_a_manifest_without_images_is_refused(prepared):
     (prepared / MANIFEST_FILE).write_text("[]")
     with pytest.raises(ValueError, match="damaged"):
         load_packed(prepared)
+
+
+def test_a_gpus_way_to_cut_crops_gives_the_same():
+    pixels = torch.randint(256, (2000,), dtype=torch.uint8)[100:]
+    first, row_bytes = torch.tensor([0, 33, 1500]), torch.tensor([60, 45, 90])
+    squares = [way(pixels, first, row_bytes, 5) for way in (_gather, _copy)]
+    assert torch.equal(*squares)
+    assert torch.equal(squares[0][1, 2], pixels[33 + 2 * 45 :][:15])

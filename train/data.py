@@ -252,7 +252,8 @@ class CropSampler:
 
         device = self.images.pixels.device
         first, row_bytes = send(first, device), send(3 * width, device)
-        crops = _cut(self.images.pixels, first, row_bytes, side)
+        cut = _copy if device.type == "cpu" else _gather
+        crops = cut(self.images.pixels, first, row_bytes, side)
         crops = crops.view(-1, self.candidates, side, side, 3)
         crops = _most_detailed(crops, reduction)
         crops = crops.permute(0, 3, 1, 2).float().div_(255)  # (N, 3, side, side)
@@ -286,8 +287,8 @@ class CropSampler:
         self.generator.set_state(state["random"])
 
 
-def _cut(pixels: Tensor, first: Tensor, row_bytes: Tensor, side: int) -> Tensor:
-    """Squares out of images.
+def _gather(pixels: Tensor, first: Tensor, row_bytes: Tensor, side: int) -> Tensor:
+    """Squares out of images, byte by byte: for a GPU.
 
     Args:
         pixels: (bytes,) uint8, RGB, HWC.
@@ -298,13 +299,16 @@ def _cut(pixels: Tensor, first: Tensor, row_bytes: Tensor, side: int) -> Tensor:
     Returns:
         (n, side, 3 side)
     """
-    if pixels.device.type == "cpu":  # a row at a time; a GPU gathers single bytes as fast
-        size = side, 3 * side
-        places = zip(first.tolist(), row_bytes.tolist(), strict=True)
-        return torch.stack([pixels[start:].as_strided(size, (step, 1)) for start, step in places])
     rows = torch.arange(side, device=pixels.device)
     line = torch.arange(3 * side, device=pixels.device)
     return pixels[(first[:, None] + rows * row_bytes[:, None])[:, :, None] + line]
+
+
+def _copy(pixels: Tensor, first: Tensor, row_bytes: Tensor, side: int) -> Tensor:
+    """The same row by row: several times as fast on a CPU."""
+    size = side, 3 * side
+    places = zip(first.tolist(), row_bytes.tolist(), strict=True)
+    return torch.stack([pixels[start:].as_strided(size, (step, 1)) for start, step in places])
 
 
 def _most_detailed(crops: Tensor, distance: int) -> Tensor:
