@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srgan.generator import SCALE, bands, relative
+from srgan.generator import SCALE, bands, grow, relative, scaled
 
 #: LR rows next to a band that bicubic kernels see, in either direction.
 HALO = 2
@@ -25,24 +25,16 @@ def back_project(sr: Tensor, lr: Tensor) -> None:
         lr: (N, 3, h, w), what was enlarged: a bicubic reduction, or what is taken for one.
     """
     lacking = lr.clone(memory_format=torch.contiguous_format)
-    parts = [(band, _grow(band, lr.shape[2])) for band in bands(lr)]
+    parts = [(band, grow(band, HALO, lr.shape[2])) for band in bands(lr)]
     for band, seen in parts:
-        reduced = _resize(sr[:, :, _scaled(seen)], 1 / SCALE)
+        reduced = _resize(sr[:, :, scaled(seen)], 1 / SCALE)
         lacking[:, :, band] -= reduced[:, :, relative(band, seen)]
     for band, seen in parts:
         enlarged = _resize(lacking[:, :, seen], SCALE)
-        sr[:, :, _scaled(band)] += enlarged[:, :, _scaled(relative(band, seen))]
+        sr[:, :, scaled(band)] += enlarged[:, :, scaled(relative(band, seen))]
 
 
 def _resize(x: Tensor, factor: float) -> Tensor:
     if x.shape[3] <= SCALE:  # torch 2.14 makes nonsense of planes that get one column
         x = x.contiguous(memory_format=torch.channels_last)
     return F.interpolate(x, scale_factor=factor, mode="bicubic", antialias=True)
-
-
-def _grow(band: slice, height: int) -> slice:
-    return slice(max(0, band.start - HALO), min(height, band.stop + HALO))
-
-
-def _scaled(rows: slice) -> slice:
-    return slice(SCALE * rows.start, SCALE * rows.stop)

@@ -327,7 +327,7 @@ class InferenceGenerator(nn.Module):
         height, columns, waiting = x.shape[2], slice(0, x.shape[3]), None
         for band in bands(x):
             # The rows next to the band too, where there are some: the second one needs them.
-            seen = slice(max(0, band.start - 1), min(height, band.stop + 1))
+            seen = grow(band, 1, height)
             y = self.convolve(first, x, (seen, columns))
             y = self.convolve(second, y, (relative(band, seen), columns))
             if waiting:  # till the rows that this band and the one before both need were read
@@ -374,15 +374,25 @@ class _Seen(NamedTuple):
 
 
 def _seen(part: slice, length: int, reach: int) -> _Seen:
-    start, stop = max(0, part.start - reach), min(length, part.stop + reach)
-    if stop - start == part.stop - part.start + 2 * reach:
-        return _Seen(slice(start, stop), 0, slice(None))
-    return _Seen(slice(start, stop), reach, slice(part.start - start, part.stop - start))
+    inside = grow(part, reach, length)
+    if inside.stop - inside.start == part.stop - part.start + 2 * reach:
+        return _Seen(inside, 0, slice(None))
+    return _Seen(inside, reach, relative(part, inside))
 
 
 def _inner(x: Tensor, margin: int) -> Rectangle:
     height, width = x.shape[2:]
     return slice(margin, height - margin), slice(margin, width - margin)
+
+
+def grow(span: slice, by: int, length: int) -> slice:
+    """A span of so many rows or columns with its neighbours, as far as there are any."""
+    return slice(max(0, span.start - by), min(length, span.stop + by))
+
+
+def scaled(span: slice) -> slice:
+    """A span of the low-res image in the enlarged one."""
+    return slice(SCALE * span.start, SCALE * span.stop)
 
 
 def relative(inner: slice, outer: slice) -> slice:

@@ -12,7 +12,7 @@ from itertools import pairwise, product
 import torch.nn.functional as F
 from torch import Tensor
 
-from srgan.generator import SCALE, InferenceGenerator, Margins, Rectangle, relative
+from srgan.generator import SCALE, InferenceGenerator, Margins, Rectangle, grow, relative, scaled
 
 
 def enlarge_tiled(
@@ -95,9 +95,8 @@ def _grow(tile: Rectangle, halo: int, size: tuple[int, int]) -> tuple[Rectangle,
     """A tile with its halo as far as that is inside of an image, and how much of it is outside."""
     inside, outside = [], ()
     for span, length in zip(tile, size, strict=True):
-        start, stop = span.start - halo, span.stop + halo
-        inside.append(slice(max(0, start), min(length, stop)))
-        outside = (max(0, -start), max(0, stop - length), *outside)
+        inside.append(grow(span, halo, length))
+        outside = (max(0, halo - span.start), max(0, span.stop + halo - length), *outside)
     return tuple(inside), outside
 
 
@@ -106,7 +105,7 @@ def _relative(inner: Rectangle, outer: Rectangle) -> Rectangle:
 
 
 def _scaled(tile: Rectangle) -> Rectangle:
-    return tuple(slice(SCALE * span.start, SCALE * span.stop) for span in tile)
+    return tuple(scaled(span) for span in tile)
 
 
 def _area(tile: Rectangle) -> int:

@@ -35,7 +35,6 @@ def test_equals_the_convolution(height, width, channels, outputs, slope):
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-4)
 
 
-@torch.inference_mode()
 @pytest.mark.parametrize("rows", [(0, 40), (3, 9), (0, 1), (39, 40)])
 @pytest.mark.parametrize("columns", [(0, 50), (1, 49), (11, 12)])
 @torch.inference_mode()
@@ -62,6 +61,7 @@ def test_is_taken_where_it_is_faster(monkeypatch, factor, faster):
     assert winograd.pays.__wrapped__() is (faster and torch.backends.mkl.is_available())
 
 
+@torch.inference_mode()
 def test_takes_several_images_of_any_layout():
     weight, bias = filters(8, 8)
     conv = WinogradConvolution(weight, bias)

@@ -24,7 +24,6 @@ import tyro
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
-from srgan.back_projection import back_project
 from srgan.errors import SRGANError
 from srgan.generator import Generator
 from srgan.weights import SRGAN_FILE, SRGAN_STAGE, load_generator, save_generator
@@ -35,6 +34,7 @@ from train.loop import (
     TrainingError,
     autocast,
     center_colors,
+    finish,
     fix_batch_norm,
     join_world,
     load_data,
@@ -126,11 +126,7 @@ class AdversarialConfig(TrainingConfig):
 
     def finish(self, sr: Tensor, lr: Tensor) -> Tensor:
         """What is judged of the network's result."""
-        if not self.back_projection or self.degradation == "photo":
-            return sr
-        sr = sr.clone()
-        back_project(sr, lr)
-        return sr
+        return finish(sr, lr, self.degradation) if self.back_projection else sr
 
     def __post_init__(self):
         super().__post_init__()

@@ -421,6 +421,15 @@ def update(
 
 
 @torch.no_grad()
+def finish(sr: Tensor, lr: Tensor, degradation: Degradation) -> Tensor:
+    """What Upscaler makes of a network's result (N, 3, 4h, 4w): of photo's nothing else."""
+    if degradation == "photo":
+        return sr
+    sr = sr.clone()
+    back_project(sr, lr)
+    return sr
+
+
 def validation_pairs(
     generator: Generator, images: PackedImages, config: TrainingConfig, *, side: int = 256
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -439,10 +448,7 @@ def validation_pairs(
     for i in range(min(config.validation_images, len(images))):
         hr = _middle(images.image(i), side)
         lr = make_lr(hr, config.degradation, [i])
-        sr = network(lr)
-        if config.degradation == "bicubic":
-            back_project(sr, lr)
-        yield lr, sr.clamp_(0, 1), hr
+        yield lr, finish(network(lr), lr, config.degradation).clamp(0, 1), hr
 
 
 def mean_psnr(pairs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float:
