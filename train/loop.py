@@ -420,7 +420,6 @@ def update(
     return norm
 
 
-@torch.no_grad()
 def finish(sr: Tensor, lr: Tensor, degradation: Degradation) -> Tensor:
     """What Upscaler makes of a network's result (N, 3, 4h, 4w): of photo's nothing else."""
     if degradation == "photo":
@@ -430,6 +429,7 @@ def finish(sr: Tensor, lr: Tensor, degradation: Degradation) -> Tensor:
     return sr
 
 
+@torch.no_grad()
 def validation_pairs(
     generator: Generator, images: PackedImages, config: TrainingConfig, *, side: int = 256
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
